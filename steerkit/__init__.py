@@ -1,0 +1,49 @@
+"""steerkit: find a direction in a language model's residual stream, add it while the model generates, measure."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ActivationExtractor": "activations",
+    "Calibration": "calibration",
+    "LanguageModel": "language_model",
+    "LayerwiseDirections": "layerwise",
+    "MeanDifference": "learners",
+    "SteeredModel": "steered",
+    "SteeringEstimator": "estimator",
+    "SteeringVector": "vectors",
+    "Sweep": "sweeps",
+    "calibrate": "calibration",
+    "load_contrast": "datasets",
+    "load_expertise": "datasets",
+    "sweep": "sweeps",
+}
+__all__ = sorted([*_HOMES, "__version__"])
+
+if TYPE_CHECKING:
+    from steerkit.activations import ActivationExtractor as ActivationExtractor
+    from steerkit.calibration import Calibration as Calibration
+    from steerkit.calibration import calibrate as calibrate
+    from steerkit.datasets import load_contrast as load_contrast
+    from steerkit.datasets import load_expertise as load_expertise
+    from steerkit.estimator import SteeringEstimator as SteeringEstimator
+    from steerkit.language_model import LanguageModel as LanguageModel
+    from steerkit.layerwise import LayerwiseDirections as LayerwiseDirections
+    from steerkit.learners import MeanDifference as MeanDifference
+    from steerkit.steered import SteeredModel as SteeredModel
+    from steerkit.sweeps import Sweep as Sweep
+    from steerkit.sweeps import sweep as sweep
+    from steerkit.vectors import SteeringVector as SteeringVector
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used (PEP 562), so that ``import steerkit`` stays instant."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'steerkit' has no attribute {name!r}")
+    return getattr(import_module(f"steerkit.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -1,0 +1,1 @@
+"""Data shipped with steerkit: the tutor model and the prompt sets."""

@@ -1,0 +1,130 @@
+"""`calibrate`: from the cells of a sweep to a layer and a range of alphas that steer without breaking."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from steerkit.exceptions import InvalidInputError, NothingSteersError
+from steerkit.sweeps import Sweep
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Where and how strongly to steer, as measured.
+
+    Attributes
+    ----------
+    layer : int
+        The layer with the largest effect span among those that beat the random control.
+    alphas : tuple of float
+        The usable interval at that layer: the answers still answer their question.
+    span : float
+        Effect at the upper end minus effect at the lower end, in units of alpha.
+    span_interval : tuple of float
+        Its 95 % bootstrap interval over the prompts.
+    n_prompts : int
+    layers : DataFrame
+        The same for each layer: ``lower``, ``upper``, ``effect_lower``, ``effect_upper``, ``span``,
+        ``control_span`` (random directions, same alphas), ``collapse_lower``, ``collapse_upper`` (the first alpha
+        at which at most half of the answers are preserved; NaN if none was seen).
+    """
+
+    layer: int
+    alphas: tuple[float, float]
+    span: float
+    span_interval: tuple[float, float]
+    n_prompts: int
+    layers: pd.DataFrame
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the table of layers as JSON values."""
+        return {
+            "layer": self.layer,
+            "alphas": list(self.alphas),
+            "span": self.span,
+            "span_interval": list(self.span_interval),
+            "n_prompts": self.n_prompts,
+        }
+
+
+def calibrate(sweep: Sweep, *, preservation: float = 0.9, random_state: int = 0) -> Calibration:
+    """Choose the layer and the alphas.
+
+    At each layer the usable interval reaches from 0 outwards, on either side, as long as at least the share
+    ``preservation`` of what the unsteered answers preserve is preserved. Of the layers whose effect span exceeds
+    the random control's at the same alphas, over the prompts, the one with the largest span is chosen.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    preservation : float
+        In (0, 1].
+
+    Raises
+    ------
+    NothingSteersError
+        No layer beats its random control.
+    """
+    if not 0 < preservation <= 1:
+        raise InvalidInputError(f"preservation={preservation!r} is outside (0, 1]; pass a share such as 0.9.")
+    kept = sweep.pivot("preserved")
+    rows = {layer: _usable(sweep, layer, kept.loc[layer], preservation) for layer in sweep.layers}
+    table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
+    spans = {layer: _spans(sweep, layer, row["lower"], row["upper"]) for layer, row in table.iterrows()}
+    generator = np.random.default_rng(random_state)
+    n_prompts = len(sweep.prompts)
+    draws = generator.integers(0, n_prompts, size=(1000, n_prompts))
+    low_above = {layer: np.quantile((f - r)[draws].mean(axis=1), 0.025) for layer, (f, r) in spans.items()}
+    steering = table[[low_above[layer] > 0 for layer in table.index]]
+    if steering.empty:
+        raise NothingSteersError(
+            f"no layer has an effect span above its random control's over {n_prompts} prompts while "
+            f"{preservation:.0%} of the answers are preserved; try other alphas, another learner or more prompts."
+        )
+    layer = int(steering["span"].idxmax())
+    chosen = table.loc[layer]
+    low, high = np.quantile(spans[layer][0][draws].mean(axis=1), [0.025, 0.975])
+    return Calibration(
+        layer=layer,
+        alphas=(float(chosen["lower"]), float(chosen["upper"])),
+        span=float(chosen["span"]),
+        span_interval=(float(low), float(high)),
+        n_prompts=n_prompts,
+        layers=table,
+    )
+
+
+def _usable(sweep: Sweep, layer: int, kept: "pd.Series[float]", preservation: float) -> dict[str, float]:
+    enough = preservation * kept[0.0]
+    ends, collapse = {}, {}
+    for side, sign in (("lower", -1), ("upper", 1)):
+        outward = kept[np.sign(kept.index) == sign].sort_index(ascending=sign > 0)
+        broken = np.flatnonzero(outward.to_numpy() < enough)
+        usable = outward.index[: broken[0]] if len(broken) else outward.index
+        ends[side] = float(usable[-1]) if len(usable) else 0.0
+        dead = outward.index[outward.to_numpy() <= 0.5 * kept[0.0]]
+        collapse[f"collapse_{side}"] = float(dead[0]) if len(dead) else np.nan
+    effect = sweep.pivot("effect").loc[layer]
+    fitted, control = _spans(sweep, layer, ends["lower"], ends["upper"])
+    return {
+        **ends,
+        "effect_lower": float(effect[ends["lower"]]),
+        "effect_upper": float(effect[ends["upper"]]),
+        "span": float(fitted.mean()),
+        "control_span": float(control.mean()),
+        **collapse,
+    }
+
+
+def _spans(sweep: Sweep, layer: int, lower: float, upper: float) -> tuple[Any, Any]:
+    """Return effect(upper) − effect(lower) per prompt, for the fitted and for the random directions."""
+    cells = sweep.cells[sweep.cells["layer"] == layer]
+    spans = []
+    for direction in ("fitted", "random"):
+        table = cells[cells["direction"] == direction].pivot(index="prompt", columns="alpha", values="effect")
+        table = table.reindex(sweep.prompts)
+        table[0.0] = 0.0
+        spans.append((table[upper] - table[lower]).to_numpy())
+    return spans[0], spans[1]

@@ -1,0 +1,121 @@
+"""The command line: ``steerkit run | generate | ui``. Heavy imports wait until a command needs them."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="steerkit",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Find a direction in a language model, add it while it generates, and measure when it breaks.\n\n"
+    "Start with `steerkit run recipes/expertise.yaml`, then `steerkit ui`.",
+)
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="YAML file, such as recipes/expertise.yaml.")],
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a key: `--set sweep.alphas=[-0.1,0.1]`. May be repeated.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write. Default: output/NAME.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")] = False,
+    store: Annotated[str | None, typer.Option(help="MLflow tracking URI. Default: sqlite:///mlruns/mlflow.db.")] = None,
+) -> None:
+    """Fit, sweep, calibrate, save and track, as a recipe says.
+
+    Example: `steerkit run recipes/expertise.yaml --set estimator.learner=mean-diff --output output/mean-diff`
+    """
+    with _errors():
+        from rich.console import Console
+
+        from steerkit import recipe as recipes
+        from steerkit.report import answers_table, layers_table
+
+        console = Console()
+        loaded = recipes.load_recipe(recipe, set_ or [])
+        folder = output or Path("output") / loaded.name
+        done = recipes.run(loaded, output=folder, overwrite=overwrite, store=store, say=console.print)
+        best = int(done.test_scores.argmax())
+        console.print()
+        console.print(layers_table(done.estimator, done.test_scores, done.calibration))
+        console.print(
+            f"On the test prompts a bag of words reads {done.words_score:.3f}, the best layer "
+            f"{done.test_scores[best]:.3f} (layer {done.estimator.layers_[best]}). Answers are read with accuracy {done.reader.accuracy_:.3f}.\n"
+        )
+        if done.calibration is None:
+            console.print(f"Nothing is recommended: {done.refusal}\n")
+        else:
+            low, high = done.calibration.span_interval
+            console.print(
+                f"Steer at layer {done.calibration.layer} with alpha from {done.calibration.alphas[0]:+g} to "
+                f"{done.calibration.alphas[1]:+g}: effect span {done.calibration.span:.3f} "
+                f"(95 % interval {low:.3f} to {high:.3f}, n = {done.calibration.n_prompts} prompts).\n"
+            )
+        alphas, answers = done.shown
+        console.print(answers_table(loaded.show, alphas, answers, classes=("novice", "expert")))
+        console.print(f"\nsteered model  {folder / 'steered'}")
+        console.print(f"               steerkit generate {folder / 'steered'} {loaded.show!r} --alpha {alphas[4]:g}")
+        console.print(f"plots          {folder / 'plots'}\nanswers        {folder / 'sweep' / 'cells.jsonl'}")
+        if done.run_id:
+            from steerkit.tracking import run_url
+
+            console.print(f"MLflow         steerkit ui, then {run_url(done.run_id, uri=store)}", soft_wrap=True)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="Folder of a steered model, as `steerkit run` saves it.")],
+    prompt: Annotated[str, typer.Argument(help="What to ask.")],
+    alpha: Annotated[
+        list[float] | None, typer.Option(help="Strength, as a fraction of the activation norm; repeat it to compare.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 200,
+) -> None:
+    """Answer a prompt with a steered model.
+
+    Example: `steerkit generate output/expertise/steered "What is a neutron star?" --alpha -0.4 --alpha 0.4`
+    """
+    with _errors():
+        from steerkit.steered import SteeredModel
+
+        steered = SteeredModel.from_pretrained(model)
+        alphas = alpha or [steered.alpha]
+        answers = steered.generate([prompt] * len(alphas), alpha=alphas, max_new_tokens=max_new_tokens)
+        for strength, answer in zip(alphas, answers, strict=True):
+            typer.echo(f"[alpha {strength:+g}] {answer}" if len(alphas) > 1 else answer)
+
+
+@app.command()
+def ui(
+    store: Annotated[str, typer.Option(help="MLflow tracking URI.")] = "sqlite:///mlruns/mlflow.db",
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
+) -> None:
+    """Open the tracked runs in MLflow's own pages."""
+    with _errors():
+        from steerkit.tracking import serve_ui
+
+        typer.echo(f"http://127.0.0.1:{port}/?workflowType=machine_learning  (Ctrl-C stops it)")
+        raise typer.Exit(serve_ui(uri=store, port=port))
+
+
+class _errors:  # noqa: N801
+    """Turn steerkit's own errors into one sentence and exit status 2; any other keeps its traceback."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        from steerkit.exceptions import SteerkitError
+
+        if isinstance(error, SteerkitError):
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(2) from None
+
+
+if __name__ == "__main__":
+    app()

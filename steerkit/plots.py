@@ -1,0 +1,142 @@
+"""Figures of a fitted estimator and a sweep. Colours can be told apart by the colour-blind and, printed, in grey."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from steerkit.calibration import Calibration
+from steerkit.estimator import SteeringEstimator
+from steerkit.exceptions import MissingExtraError
+from steerkit.sweeps import Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BLUE, ORANGE, GREY = "#0060a8", "#d55e00", "#8a8a8a"
+TITLES = {
+    "effect": "Effect: how far the answers move (units of alpha)",
+    "preserved": "Preservation: share of answers that still answer their question",
+    "nll_rise": "Fluency: rise of the answers' nats per token",
+}
+
+
+def figures(estimator: SteeringEstimator, sweep: Sweep, calibration: Calibration) -> dict[str, "Figure"]:
+    """Return all figures by name: reading and steering over the layers, heat maps, dose and response."""
+    return {
+        "layers": plot_layers(estimator, calibration),
+        **{metric: plot_heatmap(sweep, metric, calibration) for metric in TITLES},
+        "dose_response": plot_dose_response(sweep, calibration),
+    }
+
+
+def plot_layers(estimator: SteeringEstimator, calibration: Calibration) -> "Figure":
+    """Draw what a probe reads at each layer above what steering there does: reading is not steering."""
+    figure, (above, below) = _figure(2, height=5.4)
+    layers = estimator.layers_
+    above.errorbar(
+        layers,
+        estimator.accuracies_,
+        estimator.accuracy_errors_,
+        color=BLUE,
+        marker="o",
+        capsize=3,
+        label="cross-validated",
+    )
+    above.axhline(0.5, color=GREY, linestyle=":", label="chance")
+    above.set(ylabel="probe accuracy", ylim=(0.4, 1.04), title="Where the concept can be read …", xticks=layers)
+    table = calibration.layers
+    below.bar(table.index - 0.2, table["span"], 0.4, color=ORANGE, label="fitted direction")
+    below.bar(
+        table.index + 0.2, table["control_span"], 0.4, color=GREY, hatch="///", label="random direction, same alphas"
+    )
+    below.axhline(0, color="black", linewidth=0.8)
+    below.annotate(
+        "chosen", (calibration.layer - 0.2, calibration.span), xytext=(0, 4), textcoords="offset points", ha="center"
+    )
+    top = float(max(table["span"].max(), 0.01))
+    below.set(
+        xlabel="layer", ylabel="effect span (units of alpha)", title="… and where steering works, at usable alphas",
+        xticks=layers,
+        ylim=(min(0.0, float(table[["span", "control_span"]].min().min()) * 1.2), top * 1.2),
+    )  # fmt: skip
+    for axes in (above, below):
+        axes.legend(frameon=False, loc="best", fontsize="small")
+    return figure
+
+
+def plot_heatmap(sweep: Sweep, metric: str, calibration: Calibration | None = None) -> "Figure":
+    """Draw the mean of a metric over layer × alpha, with its values; the chosen cells are framed."""
+    table = sweep.pivot(metric)
+    figure, (axes,) = _figure(1, height=1.4 + 0.36 * len(table), width=max(5.0, 0.75 * len(table.columns) + 1.8))
+    values = table.to_numpy()
+    largest = float(np.nanmax(np.abs(values))) or 1.0
+    scale = {"effect": ("PuOr", -largest, largest), "preserved": ("cividis", 0.0, 1.0)}
+    colours, low, high = scale.get(metric, ("cividis_r", min(0.0, float(np.nanmin(values))), largest))
+    image = axes.imshow(values, aspect="auto", origin="lower", cmap=colours, vmin=low, vmax=high)
+    for (row, column), value in np.ndenumerate(values):
+        red, green, blue, _ = image.cmap(image.norm(value))
+        dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
+        text = f"{value:.2f}" if np.isfinite(value) else "–"
+        axes.text(column, row, text, ha="center", va="center", fontsize="small", color="white" if dark else "black")
+    if calibration is not None and calibration.layer in table.index:
+        row = table.index.get_loc(calibration.layer)
+        inside = [i for i, alpha in enumerate(table.columns) if calibration.alphas[0] <= alpha <= calibration.alphas[1]]
+        left, right = inside[0] - 0.5, inside[-1] + 0.5
+        axes.plot(
+            [left, right, right, left, left],
+            [row - 0.5, row - 0.5, row + 0.5, row + 0.5, row - 0.5],
+            color=ORANGE,
+            linewidth=2.5,
+        )
+    axes.set(
+        xticks=range(len(table.columns)), xticklabels=[f"{alpha:+g}" if alpha else "0" for alpha in table.columns],
+        yticks=range(len(table)), yticklabels=table.index,
+        xlabel="alpha (fraction of the activation norm)", ylabel="layer",
+        title=TITLES.get(metric, metric),
+    )  # fmt: skip
+    for side in ("top", "right", "left", "bottom"):
+        axes.spines[side].set_visible(False)
+    figure.colorbar(image, ax=axes)
+    return figure
+
+
+def plot_dose_response(sweep: Sweep, calibration: Calibration) -> "Figure":
+    """Draw effect and preservation over alpha at the chosen layer, beside the random control; bands are ± 1.96 s.e."""
+    figure, (above, below) = _figure(2, height=5.4)
+    for metric, axes in (("effect", above), ("preserved", below)):
+        for direction, colour, line, marker in (("fitted", ORANGE, "-", "o"), ("random", GREY, "--", "s")):
+            cells = sweep.cells[(sweep.cells["layer"] == calibration.layer) & (sweep.cells["direction"] == direction)]
+            bare = sweep.cells[sweep.cells["direction"] == "unsteered"]
+            by_alpha = [*cells.groupby("alpha")[metric], (0.0, bare[metric])]
+            by_alpha.sort(key=lambda item: float(item[0]))
+            alphas = np.array([float(alpha) for alpha, _ in by_alpha])
+            means = np.array([values.mean() for _, values in by_alpha])
+            errors = np.array([values.sem() for _, values in by_alpha])
+            axes.plot(alphas, means, color=colour, linestyle=line, marker=marker, label=f"{direction} direction")
+            axes.fill_between(
+                alphas, means - 1.96 * errors, means + 1.96 * errors, color=colour, alpha=0.2, linewidth=0
+            )
+        axes.axvspan(*calibration.alphas, color=BLUE, alpha=0.08, linewidth=0, label="usable alphas")
+        axes.axhline(0, color="black", linewidth=0.8)
+    above.set(ylabel="effect (units of alpha)", title=f"Layer {calibration.layer}: style moves …")
+    below.set(
+        ylabel="preservation",
+        xlabel="alpha (fraction of the activation norm)",
+        title="… until meaning is lost",
+        ylim=(-0.04, 1.04),
+    )
+    above.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def _figure(panels: int, *, height: float, width: float = 7.0) -> "tuple[Figure, list[Axes]]":
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise MissingExtraError("plots need matplotlib; pip install 'steerkit-estimator[plots]'.") from None
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    axes = [figure.add_subplot(panels, 1, number + 1) for number in range(panels)]
+    for one in axes:
+        one.spines[["top", "right"]].set_visible(False)
+    return figure, axes

@@ -1,0 +1,211 @@
+"""`SteeredModel`: a language model with directions added to its residual stream while it generates."""
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from steerkit.batching import batches
+from steerkit.exceptions import InvalidInputError, NonFiniteError, PromptError
+from steerkit.hooks import Edit, edit
+from steerkit.language_model import LanguageModel
+from steerkit.operations import OPERATIONS
+from steerkit.prompts import Prompt, check_prompts
+from steerkit.vectors import SteeringVector, load_vectors, new_folder, save_vectors
+
+Alpha = float | Sequence[float] | NDArray[Any]
+TOKENS_PER_BATCH = 16384
+
+
+class SteeredModel:
+    """A language model that is steered while it generates, and only then.
+
+    Parameters
+    ----------
+    model : str or LanguageModel
+    vectors : SteeringVector or sequence of them
+        Applied in the order given; each at its own layer.
+    alpha : float
+        Default strength, as a signed fraction of each vector's ``norm``. Positive is towards ``classes[1]``.
+    operation : {"add", "ablate", "clamp"}
+        ``add``: ``h + alpha * norm * v``. ``ablate``: remove the share alpha of the projection on v.
+        ``clamp``: set the projection, in units of alpha and counted from the offset, to alpha.
+
+    Raises
+    ------
+    FingerprintError
+        A vector was made for another model.
+    """
+
+    def __init__(
+        self,
+        model: str | LanguageModel,
+        vectors: SteeringVector | Sequence[SteeringVector],
+        *,
+        alpha: float = 0.07,
+        operation: str = "add",
+    ) -> None:
+        self.model = LanguageModel.of(model)
+        self.vectors = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
+        self.operation = operation
+        if operation not in OPERATIONS:
+            raise InvalidInputError(
+                f"operation={operation!r} is not known; pass one of {', '.join(map(repr, OPERATIONS))}."
+            )
+        if not self.vectors:
+            raise InvalidInputError("vectors is empty; pass at least one SteeringVector.")
+        self.alpha = float(self._alphas(alpha, 1)[0])
+        for vector in self.vectors:
+            vector.fingerprint.check(self.model.fingerprint, self.model.name or "the model")
+            self.model.check_layer(vector.layer)
+
+    def __repr__(self) -> str:
+        layers = ", ".join(str(vector.layer) for vector in self.vectors)
+        return f"SteeredModel({self.model!r}, layer={layers}, alpha={self.alpha:g}, operation={self.operation!r})"
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], *, alpha: Alpha | None = None, **generation: Any
+    ) -> str | list[str]:
+        """Answer a prompt, or each of a list of prompts.
+
+        Parameters
+        ----------
+        prompts : str or sequence of str
+            Or a sequence of chat conversations, each a list of messages.
+        alpha : float or one per prompt, optional
+            Overrides the default strength.
+        **generation
+            As in ``transformers``' ``generate``; greedy and at most 200 new tokens unless it says otherwise.
+
+        Returns
+        -------
+        str or list of str
+            The answers; ``num_return_sequences=k`` gives k in turn for each prompt.
+        """
+        single = isinstance(prompts, str)
+        checked = check_prompts([prompts] if single else prompts)
+        alphas = self._alphas(alpha, len(checked))
+        sequences = self.model.encode(checked)
+        answers: list[list[str]] = [[] for _ in sequences]
+        longest = generation.get("max_new_tokens") or 200
+        for rows in batches([len(sequence) + longest for sequence in sequences], tokens=TOKENS_PER_BATCH):
+            with self._steering(alphas[rows]):
+                texts = self.model.generate([sequences[row] for row in rows], **generation)
+            copies = len(texts) // len(rows)
+            for place, row in enumerate(rows):
+                answers[row] = texts[place * copies : (place + 1) * copies]
+        flat = [text for texts in answers for text in texts]
+        return flat[0] if single and len(flat) == 1 else flat
+
+    def stream(self, prompt: Prompt, *, alpha: float | None = None, **generation: Any) -> Iterator[str]:
+        """Yield the answer to one prompt piece by piece. Closing the iterator early stops the generation."""
+        from transformers import StoppingCriteriaList, TextIteratorStreamer
+
+        sequence = self.model.encode(check_prompts([prompt]))
+        alphas = self._alphas(alpha, 1)
+        config = self.model.generation_config(**generation)
+        ids, mask = self.model.pad(sequence)
+        streamer = TextIteratorStreamer(self.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        stopped = threading.Event()
+        failure: list[BaseException] = []
+
+        def stop(input_ids: torch.Tensor, _scores: Any, **_: Any) -> torch.Tensor:
+            return torch.full((len(input_ids),), stopped.is_set(), dtype=torch.bool, device=input_ids.device)
+
+        def work() -> None:
+            try:
+                with self._steering(alphas), torch.inference_mode():
+                    self.model.model.generate(
+                        input_ids=ids,
+                        attention_mask=mask,
+                        generation_config=config,
+                        streamer=streamer,
+                        stopping_criteria=StoppingCriteriaList([stop]),
+                    )
+            except BaseException as error:
+                failure.append(error)
+                streamer.end()
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        try:
+            yield from (piece for piece in streamer if piece)
+        finally:  # the hook must be gone before the caller goes on, whether or not the answer was read to its end
+            stopped.set()
+            thread.join()
+        if failure:
+            raise failure[0]
+
+    @contextmanager
+    def steering(self, alpha: float | None = None) -> Iterator[Any]:
+        """Steer the bare transformers model, which is yielded, in all its forward passes inside the context."""
+        with self._steering(self._alphas(alpha, 1)[0]):
+            yield self.model.model
+
+    def save_pretrained(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the directions (safetensors), the settings (JSON) and the name of the model, not its weights.
+
+        Raises
+        ------
+        OutputExistsError
+            ``path`` exists and ``overwrite`` is false.
+        InvalidInputError
+            The model exists only in memory, so its name could not be written.
+        """
+        if not self.model.name:
+            raise InvalidInputError(
+                "the model exists only in memory; save it with its own save_pretrained and load it by that folder."
+            )
+        model = {"name": self.model.name, "revision": self.model.revision}
+        with new_folder(path, overwrite=overwrite) as folder:
+            save_vectors(folder, self.vectors, model=model, alpha=self.alpha, operation=self.operation)
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, model: str | LanguageModel | None = None) -> Self:
+        """Load what `save_pretrained` wrote; ``model`` says where the weights are now, if they moved."""
+        vectors, settings = load_vectors(path)
+        if model is None:
+            model = LanguageModel(settings["model"]["name"], revision=settings["model"]["revision"])
+        return cls(model, vectors, alpha=settings["alpha"], operation=settings["operation"])
+
+    # How alpha becomes an edit.
+
+    @contextmanager
+    def _steering(self, alphas: NDArray[np.float64]) -> Iterator[None]:
+        """Steer with a 0-d array for all rows or one alpha per row; other users of the model wait."""
+        edits = [edit for vector in self.vectors for edit in self._edits(vector, torch.from_numpy(np.asarray(alphas)))]
+        with self.model.load().lock, edit(self.model.blocks, edits):
+            yield
+
+    def _edits(self, vector: SteeringVector, alphas: torch.Tensor) -> Iterator[Edit]:
+        if self.operation == "add" and not alphas.any():
+            return
+        amounts = {
+            "add": alphas * vector.norm,
+            "ablate": alphas,
+            "clamp": alphas * vector.norm + vector.offset,
+        }[self.operation]
+        direction = torch.from_numpy(vector.direction.copy())
+        yield vector.layer, partial(OPERATIONS[self.operation], direction=direction, amount=amounts.float())
+
+    def _alphas(self, alpha: Alpha | None, n_prompts: int) -> NDArray[np.float64]:
+        try:
+            alphas = np.asarray(self.alpha if alpha is None else alpha, dtype=np.float64)
+        except (TypeError, ValueError):
+            raise InvalidInputError(
+                f"alpha={alpha!r} is no number; pass a fraction of the norm such as 0.07."
+            ) from None
+        if not np.isfinite(alphas).all():
+            raise NonFiniteError(f"alpha={json.dumps(alphas.tolist())} is not finite; pass a fraction such as 0.07.")
+        if alphas.ndim > 1 or (alphas.ndim == 1 and len(alphas) != n_prompts):
+            raise PromptError(
+                f"alpha has shape {alphas.shape} for {n_prompts} prompts; pass one number, or one for each prompt."
+            )
+        return np.broadcast_to(alphas, (n_prompts,)).copy()
