@@ -1,0 +1,121 @@
+"""Directions from activations: planted truth is found, and what must not matter does not."""
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.model_selection import GroupKFold
+
+from steerkit.exceptions import ContrastSetError, InvalidInputError, NotFittedError
+from steerkit.layerwise import LayerwiseDirections
+
+LEARNERS = ["probe", "mean-diff"]
+
+
+def planted(*, layer: int = 2, n: int = 240, shift: float = 6.0, seed: int = 0) -> tuple[Any, Any, Any]:
+    """Noise at four layers; only one of them tells the classes apart, along a known direction."""
+    generator = np.random.default_rng(seed)
+    X = generator.normal(size=(n, 4, 24)) + 5
+    direction = generator.normal(size=24)
+    direction /= np.linalg.norm(direction)
+    y = np.arange(n) % 2
+    X[:, layer] += shift * y[:, None] * direction
+    return X, y, direction
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_planted_direction_and_layer_are_found(learner: str) -> None:
+    X, y, direction = planted(n=4000, shift=4.0)
+    fitted = LayerwiseDirections(learner).fit(X, y)
+    assert fitted.directions_[2] @ direction >= 0.99
+    assert fitted.accuracies_.argmax() == 2
+    assert fitted.accuracies_[2] > 0.95
+    assert fitted.accuracies_[[0, 1, 3]].max() < 0.6
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_directions_have_unit_norm_and_norms_are_those_of_the_activations(learner: str) -> None:
+    X, y, _ = planted()
+    fitted = LayerwiseDirections(learner).fit(X, y)
+    assert fitted.directions_.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(fitted.directions_, axis=1), 1, rtol=1e-6)
+    np.testing.assert_allclose(fitted.norms_, np.linalg.norm(X, axis=2).mean(axis=0))
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_swapping_labels_negates(learner: str) -> None:
+    X, y, _ = planted()
+    one, other = LayerwiseDirections(learner).fit(X, y), LayerwiseDirections(learner).fit(X, 1 - y)
+    np.testing.assert_allclose(one.directions_, -other.directions_, atol=1e-4)
+    np.testing.assert_allclose(one.transform(X), -other.transform(X), atol=1e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 7.0, 1e4])
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_scaling_activations_leaves_directions_and_readings(learner: str, scale: float) -> None:
+    X, y, _ = planted()
+    one, other = LayerwiseDirections(learner).fit(X, y), LayerwiseDirections(learner).fit(X * scale, y)
+    np.testing.assert_allclose(other.directions_, one.directions_, atol=1e-5)
+    np.testing.assert_allclose(other.transform(X * scale), one.transform(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_readings_are_signed_distances_in_units_of_the_norm(learner: str) -> None:
+    X, y, _ = planted()
+    fitted = LayerwiseDirections(learner).fit(X, y)
+    moved = X + 0.3 * fitted.norms_[:, None] * fitted.directions_
+    np.testing.assert_allclose(fitted.transform(moved) - fitted.transform(X), 0.3, rtol=1e-5)
+    sides = np.array([learner.predict(X[:, i] / fitted.scales_[i]) for i, learner in enumerate(fitted.learners_)])
+    np.testing.assert_array_equal(fitted.transform(X) > 0, sides.T == 1)
+
+
+def test_groups_never_stand_on_both_sides_of_a_fold() -> None:
+    """Each group has a mark of its own class: seen in training it gives the class away, unseen it says nothing."""
+    generator = np.random.default_rng(0)
+    groups = np.arange(200) // 10
+    y = groups % 2
+    X = generator.normal(size=(20, 1, 300))[groups] * 5 + generator.normal(size=(200, 1, 300))
+    assert LayerwiseDirections().fit(X, y).accuracies_[0] > 0.95
+    assert LayerwiseDirections().fit(X, y, groups).accuracies_[0] < 0.75
+    assert LayerwiseDirections(cv=GroupKFold(5)).fit(X, y, groups).accuracies_[0] < 0.75
+
+
+def test_few_samples_mean_fewer_folds_and_one_pair_means_no_accuracy() -> None:
+    X, y, _ = planted(n=240)
+    assert np.isfinite(LayerwiseDirections(cv=5).fit(X[:6], y[:6]).accuracies_).all()
+    assert np.isnan(LayerwiseDirections("mean-diff", cv=5).fit(X[:2], y[:2]).accuracies_).all()
+
+
+@pytest.mark.parametrize(
+    ("y", "expected"),
+    [
+        ([0] * 6, "y has 1 classes (0), exactly two were expected; pass texts of both classes and no third."),
+        (
+            [0, 1, 2] * 2,
+            "y has 3 classes (0, 1, 2), exactly two were expected; pass texts of both classes and no third.",
+        ),
+        ([0.0, 1.0, np.nan] * 2, "y holds NaN, two classes were expected; drop or label those samples."),
+        ([0, 1], "X has 6 samples, y and groups must have as many; check how they were built."),
+    ],
+)
+def test_bad_labels_are_refused(y: Any, expected: str) -> None:
+    X, _, _ = planted(n=6)
+    with pytest.raises(ContrastSetError, match=f"^{re.escape(expected)}$"):
+        LayerwiseDirections().fit(X, y)
+
+
+def test_bad_activations_are_refused() -> None:
+    X, y, _ = planted(n=6)
+    with pytest.raises(
+        InvalidInputError, match=re.escape("X has shape (6, 24), (n_samples, n_layers, hidden size) was")
+    ):
+        LayerwiseDirections().fit(X[:, 0], y)
+    with pytest.raises(ContrastSetError, match="all activations at layer 1 are zero, so they have no direction;"):
+        LayerwiseDirections().fit(X * np.array([1, 0, 1, 1])[:, None], y)
+    with pytest.raises(ContrastSetError, match="the learner finds no difference between the classes at layer 0;"):
+        LayerwiseDirections("mean-diff").fit(np.ones((6, 1, 24)), y)
+    with pytest.raises(NotFittedError, match=re.escape("LayerwiseDirections is not fitted; call fit first.")):
+        LayerwiseDirections().transform(X)
+    with pytest.raises(InvalidInputError, match=re.escape("X has shape (6, 3, 24),")):
+        LayerwiseDirections().fit(X, y).transform(X[:, :3])
