@@ -33,19 +33,20 @@ def run(
     with _errors():
         from rich.console import Console
 
-        from steerkit import recipe as recipes
+        from steerkit.experiment import run as run_recipe
+        from steerkit.recipe import load_recipe
         from steerkit.report import answers_table, layers_table
 
         console = Console()
-        loaded = recipes.load_recipe(recipe, set_ or [])
+        loaded = load_recipe(recipe, set_ or [])
         folder = output or Path("output") / loaded.name
-        done = recipes.run(loaded, output=folder, overwrite=overwrite, store=store, say=console.print)
+        done = run_recipe(loaded, output=folder, overwrite=overwrite, store=store, say=console.print)
         best = int(done.test_scores.argmax())
         console.print()
         console.print(layers_table(done.estimator, done.test_scores, done.calibration))
         console.print(
-            f"On the test prompts a bag of words reads {done.words_score:.3f}, the best layer "
-            f"{done.test_scores[best]:.3f} (layer {done.estimator.layers_[best]}). Answers are read with accuracy {done.reader.accuracy_:.3f}.\n"
+            f"On the test prompts a bag of words reads {done.words_score:.3f}, layer {done.estimator.layers_[best]} "
+            f"reads {done.test_scores[best]:.3f}. Answers are read with accuracy {done.reader.accuracy_:.3f}.\n"
         )
         if done.calibration is None:
             console.print(f"Nothing is recommended: {done.refusal}\n")
@@ -57,7 +58,7 @@ def run(
                 f"(95 % interval {low:.3f} to {high:.3f}, n = {done.calibration.n_prompts} prompts).\n"
             )
         alphas, answers = done.shown
-        console.print(answers_table(loaded.show, alphas, answers, classes=("novice", "expert")))
+        console.print(answers_table(loaded.show, alphas, answers, classes=loaded.data.labels))
         console.print(f"\nsteered model  {folder / 'steered'}")
         console.print(f"               steerkit generate {folder / 'steered'} {loaded.show!r} --alpha {alphas[4]:g}")
         console.print(f"plots          {folder / 'plots'}\nanswers        {folder / 'sweep' / 'cells.jsonl'}")

@@ -2,12 +2,15 @@
 
 import csv
 import json
-from collections import Counter
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
 from sklearn.utils import Bunch
 
 from steerkit.exceptions import ContrastSetError
@@ -31,44 +34,48 @@ def load_expertise(*, subset: str = "train") -> Bunch:
     """
     if subset not in EXPERTISE:
         raise ContrastSetError(f"subset={subset!r} is not known; pass one of {', '.join(map(repr, EXPERTISE))}.")
-    return load_contrast(str(files("steerkit.builtin").joinpath("expertise", f"{subset}.csv")))
+    path = str(files("steerkit.builtin").joinpath("expertise", f"{subset}.csv"))
+    return load_contrast(path, labels=("novice", "expert"))
 
 
-def load_contrast(path: str | Path) -> Bunch:
+def load_contrast(path: str | Path, *, labels: Sequence[str] | None = None) -> Bunch:
     """Load a contrast set from a CSV file with a header, or from a JSONL file.
 
     Parameters
     ----------
     path : str or Path
         Columns ``text``, ``label`` (two distinct values) and, optionally, ``group``; others are ignored.
+    labels : sequence of two str, optional
+        The labels in order: directions point from the first to the second. Default: sorted, as in scikit-learn.
 
     Returns
     -------
     Bunch
-        ``data`` (list of str), ``target`` (0 or 1), ``target_names`` (the two labels; directions point from the
-        first to the second), ``groups`` (array of str, or None), ``DESCR``.
-        Labels are ordered as their first samples are, except that "positive", "expert" and the like cannot be
-        guessed: put a sample of the class to steer away from first.
+        ``data`` (list of str), ``target`` (0 or 1), ``target_names`` (the two labels in order), ``groups`` (array of
+        str, or None), ``DESCR``.
 
     Raises
     ------
     ContrastSetError
-        The file is missing or damaged, a text is empty, or there are not exactly two labels.
+        The file is missing or damaged, a text or label is empty, or there are not exactly two labels.
     """
     path = Path(path)
     rows = _rows(path)
-    columns = {"text", "label"}
     for number, row in enumerate(rows, start=1):
-        if missing := sorted(columns - row.keys()):
+        if missing := [column for column in ("text", "label") if row.get(column) in (None, "")]:
             raise ContrastSetError(
-                f"row {number} of {path} has no {' and no '.join(map(repr, missing))}; every row needs text and label."
+                f"row {number} of {path} has no {' and no '.join(missing)}; every row needs text and label."
             )
         if not isinstance(row["text"], str) or not row["text"].strip():
             raise ContrastSetError(
-                f"the text of row {number} of {path} is empty or no string; fill it or drop the row."
+                f"the text of row {number} of {path} is blank or no string; fill it or drop the row."
             )
-    labels = [str(row["label"]) for row in rows]
-    names = list(Counter(labels))  # in the order of their first rows
+    given = [str(row["label"]) for row in rows]
+    names = sorted(set(given))
+    if labels is not None and sorted(labels) == names:
+        names = list(labels)
+    elif labels is not None:
+        raise ContrastSetError(f"{path} has the labels {names}, {sorted(labels)} were expected; check the column.")
     if len(names) != 2:
         found = ", ".join(map(repr, names[:5])) or "none"
         raise ContrastSetError(
@@ -81,11 +88,17 @@ def load_contrast(path: str | Path) -> Bunch:
         )
     return Bunch(
         data=[row["text"] for row in rows],
-        target=np.array([names.index(label) for label in labels]),
+        target=np.array([names.index(label) for label in given]),
         target_names=np.array(names),
         groups=np.array(groups, dtype=str) if any(groups) else None,
-        DESCR=f"{path.name}: {labels.count(names[0])} texts {names[0]}, {labels.count(names[1])} texts {names[1]}",
+        DESCR=f"{path.name}: {given.count(names[0])} texts {names[0]}, {given.count(names[1])} texts {names[1]}",
     )
+
+
+def bag_of_words_accuracy(train: Bunch, test: Bunch) -> float:
+    """Return the test accuracy of a logistic regression on word counts: what a probe must beat to have read more."""
+    pipeline = make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000))
+    return float(pipeline.fit(train.data, train.target).score(test.data, test.target))
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

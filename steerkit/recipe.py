@@ -1,25 +1,15 @@
-"""Recipes: YAML, checked as a whole, to one fixed flow: fit, read, sweep, calibrate, save, track."""
+"""Recipes: YAML, checked as a whole, with every problem named at once. `experiment` runs them."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import yaml
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
-from sklearn.utils import Bunch
 
-from steerkit.calibration import Calibration, calibrate
-from steerkit.datasets import EXPERTISE, load_contrast, load_expertise
-from steerkit.estimator import SteeringEstimator
-from steerkit.exceptions import NothingSteersError, OutputExistsError, RecipeError
-from steerkit.language_model import LanguageModel
-from steerkit.metrics import EffectReader
-from steerkit.steered import SteeredModel
-from steerkit.sweeps import ALPHAS, Sweep, sweep
-from steerkit.vectors import new_folder
+from steerkit.datasets import EXPERTISE
+from steerkit.exceptions import RecipeError
+from steerkit.sweeps import ALPHAS
 
 
 class _Section(BaseModel):
@@ -42,6 +32,7 @@ class DataSection(_Section):
 
     train: str = "expertise:train"
     test: str = "expertise:test"
+    labels: tuple[str, str] = Field(default=("novice", "expert"), description="from, to")
 
 
 class EstimatorSection(_Section):
@@ -109,8 +100,8 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
         raise RecipeError(f"{path}: {'; '.join(map(_problem, error.errors()))}.") from None
-    data = {name: _data_path(path, source) for name, source in recipe.data.model_dump().items()}
-    return recipe.model_copy(update={"data": DataSection(**data)})
+    data = {name: _data_path(path, getattr(recipe.data, name)) for name in ("train", "test")}
+    return recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
 
 
 def _problem(error: Any) -> str:
@@ -133,128 +124,3 @@ def _data_path(recipe: Path, source: str) -> str:
         known = ", ".join(f"expertise:{name}" for name in EXPERTISE)
         raise RecipeError(f"{path}, named in {recipe}, does not exist; pass an existing CSV or JSONL file, or {known}.")
     return str(path)
-
-
-def _load_data(source: str) -> Bunch:
-    return load_expertise(subset=source.partition(":")[2]) if source.startswith("expertise:") else load_contrast(source)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a recipe gave."""
-
-    recipe: Recipe
-    estimator: SteeringEstimator
-    test_scores: NDArray[np.float64]
-    words_score: float
-    reader: EffectReader
-    sweep: Sweep
-    calibration: Calibration | None
-    refusal: str | None
-    shown: tuple[list[float], list[str]]
-    output: Path
-    run_id: str | None
-
-
-def run(
-    recipe: Recipe, *, output: str | Path, overwrite: bool = False, store: str | None = None,
-    say: Callable[[str], None] = lambda _: None,
-) -> Run:  # fmt: skip
-    """Run a recipe and write ``steered/``, ``sweep/``, ``plots/`` and ``recipe.yaml`` to the folder ``output``.
-
-    Raises
-    ------
-    OutputExistsError
-        ``output`` exists and ``overwrite`` is false; nothing was computed.
-    """
-    if Path(output).exists() and not overwrite:
-        raise OutputExistsError(f"{output} exists; pass --overwrite to replace it, or another --output.")
-    train, test = _load_data(recipe.data.train), _load_data(recipe.data.test)
-    model = LanguageModel(
-        recipe.model.name, revision=recipe.model.revision, dtype=recipe.model.dtype, device=recipe.model.device,
-        chat=recipe.model.chat, blocks=recipe.model.blocks,
-    )  # fmt: skip
-    say(f"Fitting a direction at every layer of {recipe.model.name} to {train.DESCR}")
-    estimator = SteeringEstimator(model, **recipe.estimator.model_dump())
-    estimator.fit(train.data, train.target, groups=train.groups)
-    test_scores = estimator.layer_scores(test.data, test.target)
-    say(f"Reading what it answers to {test.DESCR}")
-    reader = EffectReader(model, max_new_tokens=recipe.sweep.max_new_tokens).fit(test.data, test.target, test.groups)
-    say("Steering")
-    swept = sweep(estimator, reader=reader, progress=True, **recipe.sweep.model_dump())
-    calibration, refusal = None, None
-    try:
-        calibration = calibrate(swept, preservation=recipe.preservation)
-    except NothingSteersError as error:
-        refusal = str(error)
-    with new_folder(output, overwrite=overwrite) as folder:
-        swept.save(folder / "sweep")
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(), sort_keys=False), encoding="utf-8")
-        figures = {}
-        if calibration is not None:
-            from steerkit.plots import figures as draw
-
-            figures = draw(estimator, swept, calibration)
-            (folder / "plots").mkdir()
-            for name, figure in figures.items():
-                figure.savefig(folder / "plots" / f"{name}.png")
-        steered = _steered(estimator, calibration)
-        steered.save_pretrained(folder / "steered")
-        shown = _show(steered, calibration, recipe)
-        run_id = None
-        if recipe.track:
-            from steerkit.tracking import log_run
-
-            say("Logging to MLflow")
-            run_id = log_run(
-                recipe.name, parameters=_flat(recipe), estimator=estimator, test_scores=test_scores, sweep=swept,
-                calibration=calibration, figures=figures, steered=folder / "steered", uri=store,
-            )  # fmt: skip
-    words = words_baseline(train, test)
-    return Run(recipe, estimator, test_scores, words, reader, swept, calibration, refusal, shown, Path(output), run_id)
-
-
-def words_baseline(train: Bunch, test: Bunch) -> float:
-    """Return the test accuracy of a logistic regression on bags of words: what a probe must beat to have read more."""
-    from sklearn.feature_extraction.text import CountVectorizer
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-
-    pipeline = make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000))
-    return float(pipeline.fit(train.data, train.target).score(test.data, test.target))
-
-
-def _steered(estimator: SteeringEstimator, calibration: Calibration | None) -> SteeredModel:
-    """Return the model to save: at the calibrated layer, at the upper usable alpha; unsteered where nothing steers."""
-    if calibration is None:
-        return estimator.export(0.0)
-    return estimator.export(calibration.alphas[1], layer=calibration.layer)
-
-
-def _show(steered: SteeredModel, calibration: Calibration | None, recipe: Recipe) -> tuple[list[float], list[str]]:
-    """Answer one question at seven alphas, from one collapse over the usable range to the other."""
-    largest = max(map(abs, recipe.sweep.alphas))
-    lower, upper = calibration.alphas if calibration else (-largest / 2, largest / 2)
-    ends = [lower or -largest / 2, upper or largest / 2]
-    collapse = [2 * ends[0], 2 * ends[1]]
-    if calibration:
-        row = calibration.layers.loc[calibration.layer]
-        seen = [row["collapse_lower"], row["collapse_upper"]]
-        collapse = [s if np.isfinite(s) else c for s, c in zip(seen, collapse, strict=True)]
-    alphas = [collapse[0], ends[0], ends[0] / 2, 0.0, ends[1] / 2, ends[1], collapse[1]]
-    alphas = [round(float(alpha), 4) for alpha in alphas]
-    answers = steered.generate([recipe.show] * len(alphas), alpha=alphas, max_new_tokens=recipe.sweep.max_new_tokens)
-    return alphas, list(answers)
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    """Return the parameters of a recipe under dotted names, its prompts counted."""
-    flat: dict[str, Any] = {}
-    for name, value in recipe.model_dump().items():
-        if not isinstance(value, dict):
-            flat[name] = value
-            continue
-        for key, inner in value.items():
-            counted = key in ("prompts", "distractors")
-            flat[f"{name}.n_{key}" if counted else f"{name}.{key}"] = len(inner) if counted else inner
-    return flat

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
@@ -70,8 +70,12 @@ class SteeredModel:
         layers = ", ".join(str(vector.layer) for vector in self.vectors)
         return f"SteeredModel({self.model!r}, layer={layers}, alpha={self.alpha:g}, operation={self.operation!r})"
 
+    @overload
+    def generate(self, prompts: str, *, alpha: Alpha | None = None, **generation: Any) -> str: ...
+    @overload
+    def generate(self, prompts: Sequence[Prompt], *, alpha: Alpha | None = None, **generation: Any) -> list[str]: ...
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], *, alpha: Alpha | None = None, **generation: Any
+        self, prompts: str | Sequence[Prompt], *, alpha: Alpha | None = None, **generation: Any
     ) -> str | list[str]:
         """Answer a prompt, or each of a list of prompts.
 

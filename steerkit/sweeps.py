@@ -88,7 +88,8 @@ class Sweep:
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote."""
         try:
-            cells = pd.read_json(Path(path, "cells.jsonl"), lines=True, dtype={"prompt": str, "text": str})
+            types = {"prompt": str, "text": str, "alpha": float, **dict.fromkeys(METRICS, float)}
+            cells = pd.read_json(Path(path, "cells.jsonl"), lines=True, dtype=types)
             settings = json.loads(Path(path, "sweep.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise CorruptFileError(f"{path} holds no readable sweep ({error}); run it again.") from error

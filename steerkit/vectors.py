@@ -159,7 +159,7 @@ def load_vectors(folder: str | Path) -> tuple[list[SteeringVector], dict[str, An
         ]
     except CorruptFileError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, SafetensorError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise CorruptFileError(
             f"{folder} holds no readable steering vectors ({type(error).__name__}: {error}); save them again."
         ) from error

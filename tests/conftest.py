@@ -5,7 +5,7 @@ import os
 for library in ("OMP", "OPENBLAS"):  # before anything imports them: tiny models are slower on two threads
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -38,6 +38,6 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def fitted() -> Iterator[SteeringEstimator]:
+def fitted() -> SteeringEstimator:
     """An estimator fitted on a tiny Llama in memory."""
-    yield SteeringEstimator(tiny("llama", dtype=torch.float64), learner="mean-diff", cv=3).fit(TEXTS, LABELS)
+    return SteeringEstimator(tiny("llama", dtype=torch.float64), learner="mean-diff", cv=3).fit(TEXTS, LABELS)

@@ -71,6 +71,8 @@ def test_a_model_without_blocks_is_refused_with_the_override() -> None:
 def test_blocks_can_be_named() -> None:
     model = tiny("llama").model
     assert find_blocks(model, "model.layers") is find_blocks(model)
-    expected = "blocks='model.norm' is no nn.ModuleList of LlamaForCausalLM; pass the dotted path of its list of decoder blocks."
+    expected = (
+        "blocks='model.norm' is no nn.ModuleList of LlamaForCausalLM; pass the dotted path of its list of decoder"
+    )
     with pytest.raises(BlocksNotFoundError, match=re.escape(expected)):
         find_blocks(model, "model.norm")

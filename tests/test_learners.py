@@ -29,7 +29,7 @@ AFFINE = [
 ]
 
 
-@parametrize_with_checks([MeanDifference()])  # type: ignore[untyped-decorator]
+@parametrize_with_checks([MeanDifference()])
 def test_scikit_learn_contract(estimator: BaseEstimator, check: Any) -> None:
     check(estimator)
 
@@ -82,7 +82,7 @@ def test_what_is_not_affine_is_refused(learner: Any, expected: str) -> None:
 
 
 def test_three_classes_have_no_single_direction() -> None:
-    X, y, _ = two_classes()
+    X, _, _ = two_classes()
     with pytest.raises(NotAffineError, match="decides between more than two classes; fit it on two"):
         readout(LogisticRegression().fit(X, np.arange(4000) % 3), 20)
 
@@ -94,4 +94,4 @@ def test_unknown_learners_are_refused() -> None:
     with pytest.raises(
         NotAffineError, match=re.escape("learner=3 is no scikit-learn classifier; pass one of 'probe',")
     ):
-        make_learner(3)  # type: ignore[arg-type]
+        make_learner(3)

@@ -19,7 +19,7 @@ from tests.models import TEXTS, tiny
 
 
 def vector_for(model: LanguageModel, *, layer: int = 2, seed: int = 0) -> SteeringVector:
-    direction = np.random.default_rng(seed).normal(size=model.hidden_size)
+    direction = np.random.default_rng(seed).normal(size=model.hidden_size).astype(np.float32)
     direction /= np.linalg.norm(direction)
     return SteeringVector(direction, layer, 10.0, 0.5, ("novice", "expert"), model.fingerprint)
 
@@ -222,7 +222,7 @@ def test_a_bad_alpha_is_refused(alpha: Any, error: type[Exception], expected: st
 def test_a_single_string_is_no_list_of_prompts() -> None:
     model = tiny("llama")
     with pytest.raises(PromptError, match=re.escape("prompts is a int, a list of str was expected; put it in a list.")):
-        SteeredModel(model, vector_for(model)).generate(3)  # type: ignore[arg-type]
+        SteeredModel(model, vector_for(model)).generate(3)  # type: ignore[call-overload]
     with pytest.raises(
         InvalidInputError, match=re.escape("operation='double' is not known; pass one of 'add', 'ablate'")
     ):

@@ -1,0 +1,112 @@
+"""Contrast sets: the shipped ones keep their promises, others are checked before use."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from steerkit.datasets import load_contrast, load_expertise
+from steerkit.exceptions import ContrastSetError
+
+
+def test_expertise_has_pairs_enough_and_other_domains_in_its_test() -> None:
+    train, test = load_expertise(subset="train"), load_expertise(subset="test")
+    assert min(np.bincount(train.target)) >= 120
+    assert min(np.bincount(test.target)) >= 40
+    assert not set(train.groups) & set(test.groups)
+    assert len(set(train.groups)) >= 8
+    assert list(train.target_names) == list(test.target_names) == ["novice", "expert"]
+    assert len(set(train.data) | set(test.data)) == len(train.data) + len(test.data)
+
+
+def test_every_domain_holds_both_classes_equally() -> None:
+    for subset in ("train", "test", "heldout"):
+        bunch = load_expertise(subset=subset)
+        for group in set(bunch.groups):
+            assert np.bincount(bunch.target[bunch.groups == group]).tolist()[0] * 2 == (bunch.groups == group).sum()
+
+
+def test_no_single_word_gives_the_class_away() -> None:
+    """The best word of the training half, used as a rule on the test half, is far from reading the class."""
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    train, test = load_expertise(subset="train"), load_expertise(subset="test")
+    words = CountVectorizer(binary=True).fit(train.data)
+    seen, unseen = words.transform(train.data).toarray(), words.transform(test.data).toarray()
+    agreement = np.abs((seen == train.target[:, None]).mean(axis=0) - 0.5)
+    best = agreement.argmax()
+    assert agreement[best] < 0.2
+    assert abs((unseen[:, best] == test.target).mean() - 0.5) < 0.2
+
+
+def test_the_article_has_its_ten_prompts() -> None:
+    article = load_expertise(subset="article")
+    assert np.bincount(article.target).tolist() == [5, 5]
+    assert "From my graduate coursework in neuroscience, how do nerves transmit information so quickly?" in article.data
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_csv_and_jsonl_load_alike(tmp_path: Path, suffix: str) -> None:
+    rows = [("say it, \nplain", "plain", "a"), ("state “it”", "formal", "b"), ("hm", "plain", "b")]
+    path = tmp_path / f"set.{suffix}"
+    if suffix == "csv":
+        path.write_text("group,text,label,more\n" + "".join(f'{g},"{t}",{c},x\n' for t, c, g in rows), encoding="utf-8")
+    else:
+        lines = [json.dumps({"text": text, "label": label, "group": group}) for text, label, group in rows]
+        path.write_text("\n".join(lines), encoding="utf-8")
+    bunch = load_contrast(path)
+    assert bunch.data == [text for text, _, _ in rows]
+    assert bunch.target.tolist() == [1, 0, 1]
+    assert bunch.target_names.tolist() == ["formal", "plain"]
+    assert load_contrast(path, labels=("plain", "formal")).target.tolist() == [0, 1, 0]
+    with pytest.raises(ContrastSetError, match=re.escape("the labels ['formal', 'plain'], ['a', 'b'] were expected")):
+        load_contrast(path, labels=("a", "b"))
+    assert bunch.groups.tolist() == ["a", "b", "b"]
+
+
+def test_groups_are_optional(tmp_path: Path) -> None:
+    path = tmp_path / "set.csv"
+    path.write_text("text,label\na,0\nb,1\n")
+    assert load_contrast(path).groups is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.csv", "text,label\n", "a.csv has 0 labels (none), exactly two were expected; check the column."),
+        ("a.csv", "text,label\na,x\nb,x\n", "a.csv has 1 labels ('x'), exactly two were expected; check the column."),
+        ("a.csv", "text,label\na,x\nb,y\nc,z\n", "a.csv has 3 labels ('x', 'y', 'z'), exactly two were expected;"),
+        (
+            "a.csv",
+            "text,label\na,x\n ,y\n",
+            "the text of row 2 of {path} is blank or no string; fill it or drop the row.",
+        ),
+        ("a.csv", "prompt,label\na,x\n", "row 1 of {path} has no text; every row needs text and label."),
+        ("a.csv", "text,label,group\na,x,g\nb,y,\n", "row 2 of {path} has no group while others have; fill it in."),
+        ("a.csv", 'text,label\n"a,x\n', "{path} is damaged (unexpected end of data); save it again as UTF-8."),
+        ("a.csv", "text,label\na,x\nb\n", "row 2 of {path} has no label; every row needs text and label."),
+        (
+            "a.jsonl",
+            '{"text": "a", "label": 0}\n{"text": 3, "label": 1}',
+            "the text of row 2 of {path} is blank or no string",
+        ),
+        ("a.jsonl", '{"text": "a"', "{path} is damaged (Expecting ',' delimiter: line 1 column 13 (char 12)); save it"),
+        ("a.jsonl", "[1]", "{path} has lines that are no JSON objects; write one object per line."),
+        ("a.txt", "a", "{path} is no .csv or .jsonl file; save the contrast set as one of them."),
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, name: str, content: str, expected: str) -> None:
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(ContrastSetError, match=re.escape(expected.format(path=path))):
+        load_contrast(path)
+
+
+def test_missing_files_and_subsets_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ContrastSetError, match=re.escape("nowhere.csv does not exist; check the path.")):
+        load_contrast(tmp_path / "nowhere.csv")
+    expected = "subset='all' is not known; pass one of 'train', 'test', 'heldout', 'article'."
+    with pytest.raises(ContrastSetError, match=f"^{re.escape(expected)}$"):
+        load_expertise(subset="all")

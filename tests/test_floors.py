@@ -1,0 +1,76 @@
+"""Imports go down only, and heavy libraries come only when they are used."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "steerkit"
+FLOORS = [
+    ["exceptions"],
+    ["operations", "hooks", "learners", "datasets", "batching", "prompts", "fingerprint", "loading"],
+    ["language_model", "vectors", "layerwise"],
+    ["activations", "steered"],
+    ["estimator", "metrics"],
+    ["sweeps"],
+    ["calibration"],
+    ["plots", "report", "tracking", "mlflow_model", "recipe"],
+    ["experiment"],
+    ["cli"],
+]
+FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+HEAVY = ["lightning", "mlflow", "matplotlib", "gradio"]
+
+
+def imports(name: str) -> set[str]:
+    """The modules of steerkit that a file imports anywhere, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse((PACKAGE / f"{name}.py").read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("steerkit."):
+            found.add(str(node.module).removeprefix("steerkit."))
+    return found
+
+
+def test_every_module_has_a_floor() -> None:
+    assert set(FLOOR) == {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+
+
+@pytest.mark.parametrize("name", FLOOR)
+def test_imports_go_down_only(name: str) -> None:
+    upwards = {other for other in imports(name) if FLOOR[other] > FLOOR[name]}
+    assert not upwards, f"{name} imports {upwards} from above"
+
+
+@pytest.mark.parametrize("name", [name for name in FLOOR if name != "mlflow_model"])
+def test_importing_a_module_loads_nothing_from_above_and_nothing_heavy(name: str) -> None:
+    code = f"import steerkit.{name}, sys; print(*sys.modules)"
+    loaded = set(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    )
+    mine = {module.removeprefix("steerkit.") for module in loaded if module.startswith("steerkit.")}
+    assert not {module for module in mine if FLOOR.get(module, -1) > FLOOR[name]}
+    assert not loaded & set(HEAVY)
+
+
+def test_importing_steerkit_and_its_command_line_is_light() -> None:
+    for module in ("steerkit", "steerkit.cli"):
+        code = f"import {module}, sys; print(*sys.modules)"
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert not set(result.stdout.split()) & {*HEAVY, "torch", "transformers", "sklearn", "pandas", "pydantic"}
+
+
+def test_one_home_for_hooks_mlflow_and_lightning() -> None:
+    homes = {"register_forward": {"hooks"}, "import mlflow": {"tracking", "mlflow_model"}, "import lightning": set()}
+    for words, expected in homes.items():
+        assert {path.stem for path in PACKAGE.glob("*.py") if words in path.read_text()} == expected
+
+
+def test_public_names_are_importable_and_listed() -> None:
+    import steerkit
+
+    assert steerkit.__all__ == sorted(dir(steerkit))
+    assert all(getattr(steerkit, name) is not None for name in steerkit.__all__)
+    with pytest.raises(AttributeError, match="module 'steerkit' has no attribute 'nothing'"):
+        steerkit.nothing  # noqa: B018

@@ -1,0 +1,77 @@
+"""Measures of generated text agree with their definitions, however texts are batched."""
+
+import numpy as np
+import pytest
+import torch
+
+from steerkit.exceptions import ContrastSetError, NotFittedError
+from steerkit.language_model import LanguageModel
+from steerkit.metrics import EffectReader, distinct_2, log_likelihoods, question_margins
+from tests.models import LABELS, TEXTS, tiny
+
+ANSWERS = ["the star is light", "music", "", "i teach the law of heat to a novice , always ."]
+
+
+def test_log_likelihoods_are_those_of_the_model(model: LanguageModel) -> None:
+    sums, counts = log_likelihoods(model, TEXTS[:4], ANSWERS)
+    for index in range(4):
+        (head,) = model.encode(TEXTS[index : index + 1])
+        tail = model.tokenizer(ANSWERS[index], add_special_tokens=False)["input_ids"]
+        with torch.inference_mode():
+            scores = model.model(input_ids=torch.tensor([head + tail])).logits[0].log_softmax(dim=-1)
+        expected = sum(float(scores[len(head) + place - 1, token]) for place, token in enumerate(tail))
+        assert counts[index] == len(tail)
+        np.testing.assert_allclose(sums[index], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_equal_pairs_have_equal_likelihoods(model: LanguageModel) -> None:
+    sums, counts = log_likelihoods(model, [TEXTS[0], TEXTS[1], TEXTS[0]], [ANSWERS[0]] * 3)
+    assert sums[0] == sums[2] != sums[1]
+    assert counts.tolist() == [4, 4, 4]
+
+
+def test_a_margin_is_the_lead_over_the_best_other_question(model: LanguageModel) -> None:
+    margins = question_margins(model, TEXTS[:2], ANSWERS[:2], TEXTS[:3])
+    for index in range(2):
+        sums, counts = log_likelihoods(model, TEXTS[:3], [ANSWERS[index]] * 3)
+        others = np.delete(sums, index)
+        np.testing.assert_allclose(margins[index], (sums[index] - others.max()) / counts[0], rtol=1e-6)
+
+
+def test_an_empty_answer_preserves_nothing_and_reads_as_nothing() -> None:
+    model = tiny("llama")
+    assert np.isnan(question_margins(model, TEXTS[:1], [""], TEXTS)).all()
+    assert not (question_margins(model, TEXTS[:1], [""], TEXTS) > 0).any()
+    gpt2 = tiny("gpt2")
+    gpt2.tokenizer.backend_tokenizer.post_processor = None  # nothing is put before the text, as in GPT-2
+    assert EffectReader(gpt2, max_new_tokens=6).fit(TEXTS, LABELS).read(["", "star"])[0] == 0
+
+
+def test_reading_is_linear_in_nothing_but_the_text(model: LanguageModel) -> None:
+    """Order and company of texts do not matter."""
+    reader = EffectReader(model, max_new_tokens=6).fit(TEXTS, LABELS)
+    together = reader.read(ANSWERS)
+    alone = np.concatenate([reader.read([answer]) for answer in ANSWERS])
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-6)
+    assert 0 <= reader.accuracy_ <= 1
+    assert 0 <= reader.layer_ <= 3
+
+
+def test_a_reader_needs_answers_to_read() -> None:
+    with pytest.raises(
+        NotFittedError, match="EffectReader is not fitted; call fit with prompts that the direction has"
+    ):
+        EffectReader(tiny("llama")).read(["star"])
+    silent = tiny("gpt2")
+    silent.tokenizer.backend_tokenizer.post_processor = None
+    with torch.no_grad():
+        silent.model.transformer.ln_f.bias += 100 * silent.model.lm_head.weight[2]
+    with pytest.raises(ContrastSetError, match="the model answers 12 of 12 held-out prompts with nothing,"):
+        EffectReader(silent, max_new_tokens=4).fit(TEXTS, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("text", "share"), [("", 0.0), ("one", 0.0), ("one two three", 1.0), ("a b a b a b", 0.4), ("A b a B", 2 / 3)]
+)
+def test_distinct_2_is_the_share_of_new_word_pairs(text: str, share: float) -> None:
+    assert distinct_2(text) == pytest.approx(share)

@@ -1,0 +1,153 @@
+"""A batched sweep is the naive loop, measured; a calibration finds what was planted in its cells."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from steerkit.calibration import calibrate
+from steerkit.estimator import SteeringEstimator
+from steerkit.exceptions import CorruptFileError, InvalidInputError, LayerError, NonFiniteError, NothingSteersError
+from steerkit.language_model import LanguageModel
+from steerkit.metrics import EffectReader, generate, question_margins
+from steerkit.sweeps import Sweep, sweep
+from tests.models import LABELS, TEXTS
+
+PROMPTS, ALPHAS = TEXTS[:3], [-1.0, 0.5]
+
+
+@pytest.fixture(scope="module")
+def reader(fitted: SteeringEstimator) -> EffectReader:
+    return EffectReader(LanguageModel.of(fitted.model), max_new_tokens=6).fit(TEXTS, LABELS)
+
+
+@pytest.fixture(scope="module")
+def swept(fitted: SteeringEstimator, reader: EffectReader) -> Sweep:
+    return sweep(fitted, PROMPTS, reader=reader, alphas=ALPHAS, distractors=TEXTS[6:8], max_new_tokens=6)
+
+
+def test_a_batched_sweep_is_the_naive_loop(model: LanguageModel) -> None:
+    estimator = SteeringEstimator(model, learner="mean-diff", cv=2).fit(TEXTS, LABELS)
+    reader = EffectReader(model, max_new_tokens=6).fit(TEXTS, LABELS)
+    cells = sweep(estimator, PROMPTS, reader=reader, alphas=ALPHAS, max_new_tokens=6).cells
+    fitted = cells[cells["direction"] == "fitted"]
+    assert len(fitted) == 4 * 2 * 3
+    for cell in fitted.itertuples():
+        alone = estimator.export(cell.alpha, layer=cell.layer).generate(cell.prompt, max_new_tokens=6)
+        assert cell.text == alone
+    unsteered = cells[cells["direction"] == "unsteered"]["text"].tolist()
+    assert unsteered == generate(model, model.encode(PROMPTS), max_new_tokens=6)
+
+
+def test_batch_rows_make_no_difference(fitted: SteeringEstimator, reader: EffectReader, swept: Sweep) -> None:
+    small = sweep(fitted, PROMPTS, reader=reader, alphas=ALPHAS, distractors=TEXTS[6:8], max_new_tokens=6, batch_rows=5)
+    assert small.cells["text"].tolist() == swept.cells["text"].tolist()
+    pd.testing.assert_frame_equal(small.cells, swept.cells, rtol=1e-4)
+
+
+def test_cells_are_complete_and_metrics_are_their_definitions(
+    fitted: SteeringEstimator, reader: EffectReader, swept: Sweep
+) -> None:
+    cells = swept.cells
+    assert len(cells) == 3 + 2 * 4 * 2 * 3
+    assert swept.layers == [0, 1, 2, 3]
+    assert swept.prompts == PROMPTS
+    bare = cells[cells["direction"] == "unsteered"].set_index("prompt")
+    assert (bare["effect"] == 0).all()
+    assert (bare["nll_rise"] == 0).all()
+    expected = reader.read(cells["text"].tolist()) - reader.read(cells["prompt"].map(bare["text"]).tolist())
+    np.testing.assert_allclose(cells["effect"], expected, atol=1e-6)
+    margins = question_margins(
+        LanguageModel.of(fitted.model), cells["prompt"].tolist(), cells["text"].tolist(), [*PROMPTS, *TEXTS[6:8]]
+    )
+    np.testing.assert_allclose(cells["margin"], margins, atol=1e-5)
+    np.testing.assert_array_equal(cells["preserved"], margins > 0)
+
+
+def test_the_random_control_has_equal_norm_and_no_other_seed_gives_it(
+    fitted: SteeringEstimator, reader: EffectReader, swept: Sweep
+) -> None:
+    options: dict[str, Any] = {"reader": reader, "alphas": ALPHAS, "distractors": TEXTS[6:8], "max_new_tokens": 6}
+    same, other = sweep(fitted, PROMPTS, **options), sweep(fitted, PROMPTS, random_state=1, **options)
+    control = swept.cells["direction"] == "random"
+    assert same.cells["text"].equals(swept.cells["text"])
+    assert not other.cells["text"][control].equals(swept.cells["text"][control])
+    assert other.cells["text"][~control].equals(swept.cells["text"][~control])
+
+
+def test_a_pivot_holds_means_and_the_unsteered_column(swept: Sweep) -> None:
+    table = swept.pivot("preserved")
+    assert table.columns.tolist() == [-1.0, 0.0, 0.5]
+    assert table.index.tolist() == [0, 1, 2, 3]
+    cells = swept.cells
+    cell = cells[(cells["direction"] == "fitted") & (cells["layer"] == 1) & (cells["alpha"] == 0.5)]
+    assert table.loc[1, 0.5] == cell["preserved"].mean()
+    assert table[0.0].nunique() == 1
+    assert swept.answers(PROMPTS[0], 2)["alpha"].tolist() == [-1.0, 0.0, 0.5]
+    with pytest.raises(InvalidInputError, match="metric='taste' is not known; pass one of 'effect', 'preserved',"):
+        swept.pivot("taste")
+
+
+def test_a_saved_sweep_loads_equal(swept: Sweep, tmp_path: Path) -> None:
+    swept.save(tmp_path / "sweep")
+    loaded = Sweep.load(tmp_path / "sweep")
+    pd.testing.assert_frame_equal(loaded.cells, swept.cells)
+    assert loaded.settings == swept.settings
+    (tmp_path / "sweep" / "cells.jsonl").write_text("{half")
+    with pytest.raises(CorruptFileError, match="holds no readable sweep"):
+        Sweep.load(tmp_path / "sweep")
+
+
+def test_bad_sweeps_are_refused_before_any_work(fitted: SteeringEstimator, reader: EffectReader) -> None:
+    with pytest.raises(
+        InvalidInputError, match=re.escape("1 prompts and 0 distractors came, no prompt twice and at least")
+    ):
+        sweep(fitted, PROMPTS[:1], reader=reader)
+    with pytest.raises(InvalidInputError, match="2 prompts and 0 distractors came, no prompt twice"):
+        sweep(fitted, PROMPTS[:1] * 2, reader=reader)
+    with pytest.raises(NonFiniteError, match=re.escape("alphas=[0.1, nan] must hold finite numbers other than 0;")):
+        sweep(fitted, PROMPTS, reader=reader, alphas=[0.1, float("nan")])
+    with pytest.raises(LayerError, match=r"layer=9 is outside 0\.\.3"):
+        sweep(fitted, PROMPTS, reader=reader, layers=[9])
+
+
+def planted_sweep(*, steering: float = 1.0, n_prompts: int = 12) -> Sweep:
+    """Cells in which layer 2 steers best up to ±0.4 and collapses at ±0.6, and layer 1 steers less but never breaks."""
+    generator = np.random.default_rng(0)
+    rows = []
+    strength = {0: 0.0, 1: 0.3, 2: 1.0}
+    for prompt in range(n_prompts):
+        rows.append(("unsteered", -1, 0.0, f"q{prompt}", 0.0, 1.0))
+        for direction in ("fitted", "random"):
+            for layer, slope in strength.items():
+                for alpha in (-0.6, -0.4, -0.2, 0.2, 0.4, 0.6):
+                    works = steering * slope * alpha * (direction == "fitted")
+                    kept = 0.0 if layer == 2 and abs(alpha) > 0.5 else 1.0
+                    rows.append((direction, layer, alpha, f"q{prompt}", works + 0.02 * generator.normal(), kept))
+    cells = pd.DataFrame(rows, columns=["direction", "layer", "alpha", "prompt", "effect", "preserved"])
+    return Sweep(cells.assign(text="", margin=0.0, nll_rise=0.0, distinct_2=1.0), {})
+
+
+def test_calibration_finds_the_planted_layer_range_and_collapse() -> None:
+    found = calibrate(planted_sweep())
+    assert found.layer == 2
+    assert found.alphas == (-0.4, 0.4)
+    assert found.layers.loc[2, ["collapse_lower", "collapse_upper"]].tolist() == [-0.6, 0.6]
+    assert found.layers.loc[1, ["lower", "upper"]].tolist() == [-0.6, 0.6]
+    assert np.isnan(found.layers.loc[1, "collapse_upper"])
+    assert found.span == pytest.approx(0.8, abs=0.05)
+    assert found.span_interval[0] < found.span < found.span_interval[1]
+    assert found.n_prompts == 12
+
+
+def test_calibration_refuses_where_nothing_beats_the_control() -> None:
+    expected = "no layer has an effect span above its random control's over 12 prompts while 90% of the answers are"
+    with pytest.raises(NothingSteersError, match=re.escape(expected)):
+        calibrate(planted_sweep(steering=0.0))
+    with pytest.raises(
+        InvalidInputError, match=re.escape("preservation=1.5 is outside (0, 1]; pass a share such as 0.9.")
+    ):
+        calibrate(planted_sweep(), preservation=1.5)
