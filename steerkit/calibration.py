@@ -9,6 +9,9 @@ import pandas as pd
 from steerkit.exceptions import InvalidInputError, NothingSteersError
 from steerkit.sweeps import Sweep
 
+READABLE = 0.6
+"""Below this accuracy of its reader an effect is noise; guessing has 0.5."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -65,10 +68,16 @@ def calibrate(sweep: Sweep, *, preservation: float = 0.9, random_state: int = 0)
     Raises
     ------
     NothingSteersError
-        No layer beats its random control.
+        No layer beats its random control, or the effect cannot be read from answers at all.
     """
     if not 0 < preservation <= 1:
         raise InvalidInputError(f"preservation={preservation!r} is outside (0, 1]; pass a share such as 0.9.")
+    reading = sweep.settings.get("reader_accuracy", 1.0)
+    if reading < READABLE:
+        raise NothingSteersError(
+            f"the unsteered answers to held-out prompts of both classes are told apart with accuracy {reading:.2f}, at "
+            f"least {READABLE} was expected, so no effect can be read; try other held-out prompts or longer answers."
+        )
     kept = sweep.pivot("preserved")
     rows = {layer: _usable(sweep, layer, kept.loc[layer], preservation) for layer in sweep.layers}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")

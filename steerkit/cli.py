@@ -59,13 +59,18 @@ def run(
             )
         alphas, answers = done.shown
         console.print(answers_table(loaded.show, alphas, answers, classes=loaded.data.labels))
-        console.print(f"\nsteered model  {folder / 'steered'}")
-        console.print(f"               steerkit generate {folder / 'steered'} {loaded.show!r} --alpha {alphas[4]:g}")
-        console.print(f"plots          {folder / 'plots'}\nanswers        {folder / 'sweep' / 'cells.jsonl'}")
+        places = {
+            "steered model": f"{folder / 'steered'}",
+            "": f"steerkit generate {folder / 'steered'} {loaded.show!r} --alpha {alphas[4]:g}",
+            "plots": f"{folder / 'plots'}",
+            "answers": f"{folder / 'sweep' / 'cells.jsonl'}",
+        }
         if done.run_id:
             from steerkit.tracking import run_url
 
-            console.print(f"MLflow         steerkit ui, then {run_url(done.run_id, uri=store)}", soft_wrap=True)
+            places["MLflow"] = f"steerkit ui, then {run_url(done.run_id, uri=store)}"
+        for what, where in places.items():
+            console.print(f"{what:14} {where}", soft_wrap=True, highlight=False)
 
 
 @app.command()
@@ -100,7 +105,7 @@ def ui(
     with _errors():
         from steerkit.tracking import serve_ui
 
-        typer.echo(f"http://127.0.0.1:{port}/?workflowType=machine_learning  (Ctrl-C stops it)")
+        typer.echo(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning  (Ctrl-C stops it)")
         raise typer.Exit(serve_ui(uri=store, port=port))
 
 

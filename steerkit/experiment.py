@@ -16,9 +16,11 @@ from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import NothingSteersError, OutputExistsError
 from steerkit.language_model import LanguageModel
 from steerkit.metrics import EffectReader
+from steerkit.plots import check_drawable, figures
 from steerkit.recipe import Recipe
 from steerkit.steered import SteeredModel
 from steerkit.sweeps import Sweep, sweep
+from steerkit.tracking import check_installed, log_run
 from steerkit.vectors import new_folder
 
 
@@ -58,6 +60,9 @@ def run(
     """
     if Path(output).exists() and not overwrite:
         raise OutputExistsError(f"{output} exists; pass --overwrite to replace it, or another --output.")
+    if recipe.track:
+        check_installed()
+    check_drawable()
     train, test = (_load_data(source, recipe.data.labels) for source in (recipe.data.train, recipe.data.test))
     model = LanguageModel(
         recipe.model.name, revision=recipe.model.revision, dtype=recipe.model.dtype, device=recipe.model.device,
@@ -76,29 +81,28 @@ def run(
         calibration = calibrate(swept, preservation=recipe.preservation)
     except NothingSteersError as error:
         refusal = str(error)
+    drawn = figures(estimator, swept, calibration) if calibration is not None else {}
+    steered = _steered(estimator, calibration)
+    shown = _show(steered, calibration, recipe)
     with new_folder(output, overwrite=overwrite) as folder:
         swept.save(folder / "sweep")
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(), sort_keys=False), encoding="utf-8")
-        figures = {}
-        if calibration is not None:
-            from steerkit.plots import figures as draw
-
-            figures = draw(estimator, swept, calibration)
-            (folder / "plots").mkdir()
-            for name, figure in figures.items():
-                figure.savefig(folder / "plots" / f"{name}.png")
-        steered = _steered(estimator, calibration)
         steered.save_pretrained(folder / "steered")
-        shown = _show(steered, calibration, recipe)
-        run_id = None
-        if recipe.track:
-            from steerkit.tracking import log_run
-
-            say("Logging to MLflow")
+        (folder / "recipe.yaml").write_text(
+            yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
+        )
+        (folder / "plots").mkdir()
+        for name, figure in drawn.items():
+            figure.savefig(folder / "plots" / f"{name}.png")
+    run_id = None
+    if recipe.track:
+        say("Logging to MLflow")
+        try:
             run_id = log_run(
                 recipe.name, parameters=_flat(recipe), estimator=estimator, test_scores=test_scores, sweep=swept,
-                calibration=calibration, figures=figures, steered=folder / "steered", uri=store,
+                calibration=calibration, figures=drawn, steered=Path(output, "steered"), uri=store,
             )  # fmt: skip
+        except Exception as error:  # a store that is full or gone must not cost the run, which is on disk by now
+            say(f"Not logged to MLflow ({type(error).__name__}: {error}); the results are in {output}.")
     words = bag_of_words_accuracy(train, test)
     return Run(recipe, estimator, test_scores, words, reader, swept, calibration, refusal, shown, Path(output), run_id)
 
@@ -119,7 +123,8 @@ def _show(steered: SteeredModel, calibration: Calibration | None, recipe: Recipe
     if calibration:
         row = calibration.layers.loc[calibration.layer]
         seen = [row["collapse_lower"], row["collapse_upper"]]
-        collapse = [s if np.isfinite(s) else c for s, c in zip(seen, collapse, strict=True)]
+        beyond = [np.isfinite(s) and abs(s) > abs(end) for s, end in zip(seen, ends, strict=True)]
+        collapse = [s if use else c for s, c, use in zip(seen, collapse, beyond, strict=True)]
     alphas = [collapse[0], ends[0], ends[0] / 2, 0.0, ends[1] / 2, ends[1], collapse[1]]
     alphas = [round(float(alpha), 4) for alpha in alphas]
     answers = steered.generate([recipe.show] * len(alphas), alpha=alphas, max_new_tokens=recipe.sweep.max_new_tokens)

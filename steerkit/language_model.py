@@ -236,21 +236,29 @@ class LanguageModel:
     def generate(self, sequences: Sequence[list[int]], **generation: Any) -> list[str]:
         """Generate one batch; return the new text only, without special tokens.
 
-        Greedy and at most 200 new tokens unless ``generation`` says otherwise. With ``num_return_sequences=k``
-        the list holds k texts for each sequence in turn.
+        Greedy unless ``generation`` asks to sample. With ``num_return_sequences=k`` the list holds k texts for each
+        sequence in turn.
         """
         ids, mask = self.pad(sequences, side="left")
+        config = self.generation_config(ids.shape[1], **generation)
         with torch.inference_mode():
-            output = self.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=self.generation_config(**generation)
-            )
+            output = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
         return self.decode(output[:, ids.shape[1] :])
 
-    def generation_config(self, **generation: Any) -> Any:
-        """Return the model's own generation settings with ``generation`` over them, greedy unless it asks to sample."""
+    def generation_config(self, length: int, **generation: Any) -> Any:
+        """Return the settings for a prompt of ``length`` tokens: the model's own, with ``generation`` over them.
+
+        Greedy, and as many new tokens as the model's own settings say, else 200, if the context has room for them.
+        """
         sampling = ("temperature", "top_p", "top_k", "min_p", "typical_p")
         config = copy.deepcopy(self.model.generation_config)
-        options = {"max_new_tokens": 200, "max_length": None, **generation}
+        room = self.context_length - length
+        options = {"max_new_tokens": min(config.max_new_tokens or 200, room), "max_length": None, **generation}
+        if (asked := options["max_new_tokens"]) is None or asked > room or room == 0:
+            raise PromptError(
+                f"a prompt of {length} tokens and max_new_tokens={asked} do not fit in the context of "
+                f"{self.context_length} tokens; shorten the prompt or ask for fewer."
+            )
         options.setdefault("do_sample", any(generation.get(name) is not None for name in sampling))
         if not options["do_sample"]:
             options |= dict.fromkeys(sampling)

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
@@ -43,7 +44,8 @@ def load(name: str, revision: str | None, dtype: str, device: str | None, option
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
-        model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, **dict(options))
+        with _quiet() if name.startswith(BUILTIN) else nullcontext():
+            model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, **dict(options))
     except Exception as error:  # transformers, hub and safetensors each raise their own kinds
         reason = " ".join(str(error).split())[:200]
         raise ModelLoadError(
@@ -53,3 +55,17 @@ def load(name: str, revision: str | None, dtype: str, device: str | None, option
     if "device_map" not in dict(options):
         model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return Loaded(model.eval(), tokenizer, threading.RLock())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Show no progress bar: a small model is loaded before one could be read."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()

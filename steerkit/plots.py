@@ -1,5 +1,6 @@
 """Figures of a fitted estimator and a sweep. Colours can be told apart by the colour-blind and, printed, in grey."""
 
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,12 @@ TITLES = {
     "preserved": "Preservation: share of answers that still answer their question",
     "nll_rise": "Fluency: rise of the answers' nats per token",
 }
+
+
+def check_drawable() -> None:
+    """Raise `MissingExtraError` unless matplotlib is installed."""
+    if find_spec("matplotlib") is None:
+        raise MissingExtraError("plots need matplotlib; pip install 'steerkit-estimator[plots]'.")
 
 
 def figures(estimator: SteeringEstimator, sweep: Sweep, calibration: Calibration) -> dict[str, "Figure"]:
@@ -44,7 +51,7 @@ def plot_layers(estimator: SteeringEstimator, calibration: Calibration) -> "Figu
         label="cross-validated",
     )
     above.axhline(0.5, color=GREY, linestyle=":", label="chance")
-    above.set(ylabel="probe accuracy", ylim=(0.4, 1.04), title="Where the concept can be read …", xticks=layers)
+    above.set(ylabel="probe accuracy", ylim=(min(0.4, float(np.nanmin(estimator.accuracies_, initial=1.0)) - 0.05), 1.04), title="Where the concept can be read …", xticks=layers)
     table = calibration.layers
     below.bar(table.index - 0.2, table["span"], 0.4, color=ORANGE, label="fitted direction")
     below.bar(
@@ -61,6 +68,7 @@ def plot_layers(estimator: SteeringEstimator, calibration: Calibration) -> "Figu
         ylim=(min(0.0, float(table[["span", "control_span"]].min().min()) * 1.2), top * 1.2),
     )  # fmt: skip
     for axes in (above, below):
+        axes.set_xlim(layers[0] - 0.6, layers[-1] + 0.6)
         axes.legend(frameon=False, loc="best", fontsize="small")
     return figure
 
@@ -77,7 +85,7 @@ def plot_heatmap(sweep: Sweep, metric: str, calibration: Calibration | None = No
     for (row, column), value in np.ndenumerate(values):
         red, green, blue, _ = image.cmap(image.norm(value))
         dark = 0.3 * red + 0.59 * green + 0.11 * blue < 0.5
-        text = f"{value:.2f}" if np.isfinite(value) else "–"
+        text = f"{round(value, 2) + 0.0:.2f}" if np.isfinite(value) else "–"
         axes.text(column, row, text, ha="center", va="center", fontsize="small", color="white" if dark else "black")
     if calibration is not None and calibration.layer in table.index:
         row = table.index.get_loc(calibration.layer)
@@ -86,8 +94,9 @@ def plot_heatmap(sweep: Sweep, metric: str, calibration: Calibration | None = No
         axes.plot(
             [left, right, right, left, left],
             [row - 0.5, row - 0.5, row + 0.5, row + 0.5, row - 0.5],
-            color=ORANGE,
-            linewidth=2.5,
+            color="black",
+            linewidth=2,
+            clip_on=False,
         )
     axes.set(
         xticks=range(len(table.columns)), xticklabels=[f"{alpha:+g}" if alpha else "0" for alpha in table.columns],
@@ -114,9 +123,10 @@ def plot_dose_response(sweep: Sweep, calibration: Calibration) -> "Figure":
             means = np.array([values.mean() for _, values in by_alpha])
             errors = np.array([values.sem() for _, values in by_alpha])
             axes.plot(alphas, means, color=colour, linestyle=line, marker=marker, label=f"{direction} direction")
-            axes.fill_between(
-                alphas, means - 1.96 * errors, means + 1.96 * errors, color=colour, alpha=0.2, linewidth=0
-            )
+            low, high = means - 1.96 * errors, means + 1.96 * errors
+            if metric == "preserved":
+                low, high = low.clip(0, 1), high.clip(0, 1)
+            axes.fill_between(alphas, low, high, color=colour, alpha=0.2, linewidth=0)
         axes.axvspan(*calibration.alphas, color=BLUE, alpha=0.08, linewidth=0, label="usable alphas")
         axes.axhline(0, color="black", linewidth=0.8)
     above.set(ylabel="effect (units of alpha)", title=f"Layer {calibration.layer}: style moves …")
@@ -131,10 +141,9 @@ def plot_dose_response(sweep: Sweep, calibration: Calibration) -> "Figure":
 
 
 def _figure(panels: int, *, height: float, width: float = 7.0) -> "tuple[Figure, list[Axes]]":
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise MissingExtraError("plots need matplotlib; pip install 'steerkit-estimator[plots]'.") from None
+    check_drawable()
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     axes = [figure.add_subplot(panels, 1, number + 1) for number in range(panels)]
     for one in axes:

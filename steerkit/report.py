@@ -13,10 +13,19 @@ from steerkit.estimator import SteeringEstimator
 def layers_table(
     estimator: SteeringEstimator, test_scores: NDArray[np.float64] | None, calibration: Calibration | None = None
 ) -> Table:
-    """Return a table of accuracy, norm and steering effect per layer; the chosen layer is marked."""
+    """Return a table of accuracy, norm and steering effect (units of alpha) per layer; the chosen layer is marked."""
     table = Table(title="Where the concept is read, and where steering works", title_justify="left")
-    for heading in ("layer", "accuracy (cv)", "accuracy (test)", "norm", "usable alphas", "effect span", "random span"):
-        table.add_column(heading, justify="right")
+    for heading in (
+        "layer",
+        "accuracy\n(cv)",
+        "s.e.",
+        "accuracy\n(test)",
+        "norm",
+        "usable\nalphas",
+        "effect\nspan",
+        "random\nspan",
+    ):
+        table.add_column(heading, justify="right", no_wrap=True)
     for place, layer in enumerate(estimator.layers_):
         steering = ["–"] * 3
         if calibration is not None and layer in calibration.layers.index:
@@ -25,7 +34,8 @@ def layers_table(
         chosen = calibration is not None and layer == calibration.layer
         table.add_row(
             f"→ {layer}" if chosen else str(layer),
-            f"{estimator.accuracies_[place]:.3f} ± {estimator.accuracy_errors_[place]:.3f}",
+            f"{estimator.accuracies_[place]:.3f}",
+            f"{estimator.accuracy_errors_[place]:.3f}",
             "–" if test_scores is None else f"{test_scores[place]:.3f}",
             f"{estimator.norms_[place]:.1f}",
             *steering,

@@ -86,7 +86,8 @@ class SteeredModel:
         alpha : float or one per prompt, optional
             Overrides the default strength.
         **generation
-            As in ``transformers``' ``generate``; greedy and at most 200 new tokens unless it says otherwise.
+            As in ``transformers``' ``generate``; greedy and, where neither it nor the model's own settings say
+            otherwise, at most 200 new tokens.
 
         Returns
         -------
@@ -114,8 +115,8 @@ class SteeredModel:
 
         sequence = self.model.encode(check_prompts([prompt]))
         alphas = self._alphas(alpha, 1)
-        config = self.model.generation_config(**generation)
         ids, mask = self.model.pad(sequence)
+        config = self.model.generation_config(ids.shape[1], **generation)
         streamer = TextIteratorStreamer(self.model.tokenizer, skip_prompt=True, skip_special_tokens=True)
         stopped = threading.Event()
         failure: list[BaseException] = []

@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,18 +23,26 @@ STORE = "sqlite:///mlruns/mlflow.db"
 PARENT = "steerkit.parent_run"
 
 
+def check_installed() -> None:
+    """Raise `MissingExtraError` unless MLflow is installed."""
+    if find_spec("mlflow") is None:
+        raise MissingExtraError(
+            "tracking needs MLflow; pip install 'steerkit-estimator[tracking]', or pass --set track=false."
+        )
+
+
 @contextmanager
 def store(uri: str | None = None) -> Iterator[Any]:
     """Yield the mlflow module, with its tracking URI set to ``uri``, else MLFLOW_TRACKING_URI, else `STORE`."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    try:
-        import mlflow
-    except ImportError:
-        raise MissingExtraError("tracking needs MLflow; pip install 'steerkit-estimator[tracking]'.") from None
-    before = mlflow.get_tracking_uri()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    check_installed()
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")  # also what set_tracking_uri was last called with
     quiet = [logging.getLogger(name) for name in ("mlflow", "alembic")]
     levels = [logger.level for logger in quiet]
-    mlflow.set_tracking_uri(uri or os.environ.get("MLFLOW_TRACKING_URI") or STORE)
+    mlflow.set_tracking_uri(uri or before or STORE)
     for logger in quiet:
         logger.setLevel(logging.ERROR)
     try:
@@ -68,7 +77,9 @@ def log_run(
     with store(uri) as mlflow:
         client = mlflow.MlflowClient()
         experiment = _experiment(mlflow, name)
-        with mlflow.start_run(experiment_id=experiment, run_name=str(parameters.get("estimator.learner", name))) as run:
+        with mlflow.start_run(
+            experiment_id=experiment, run_name=f"{parameters['model.name']} {parameters['estimator.learner']}"
+        ) as run:
             mlflow.log_params(dict(parameters))
             mlflow.set_tags(
                 {
@@ -101,7 +112,9 @@ def run_url(run_id: str, *, uri: str | None = None, port: int = 5000) -> str:
     """Return the address of a run's page in the UI that `steerkit ui` serves."""
     with store(uri) as mlflow:
         experiment = mlflow.get_run(run_id).info.experiment_id
-    return f"http://127.0.0.1:{port}/?workflowType=machine_learning#/experiments/{experiment}/runs/{run_id}"
+    return (
+        f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs/{run_id}/model-metrics?workflowType=machine_learning"
+    )
 
 
 def serve_ui(*, uri: str = STORE, port: int = 5000) -> int:

@@ -147,6 +147,9 @@ def test_calibration_refuses_where_nothing_beats_the_control() -> None:
     expected = "no layer has an effect span above its random control's over 12 prompts while 90% of the answers are"
     with pytest.raises(NothingSteersError, match=re.escape(expected)):
         calibrate(planted_sweep(steering=0.0))
+    unreadable = Sweep(planted_sweep().cells, {"reader_accuracy": 0.52})
+    with pytest.raises(NothingSteersError, match=r"are told apart with accuracy 0\.52, at least 0\.6 was expected,"):
+        calibrate(unreadable)
     with pytest.raises(
         InvalidInputError, match=re.escape("preservation=1.5 is outside (0, 1]; pass a share such as 0.9.")
     ):
