@@ -1,9 +1,13 @@
 """The command line: ``steerkit run | generate | ui``. Heavy imports wait until a command needs them."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+# Before torch is loaded: threads that wait in a loop slow small models down fifty-fold when a core is busy elsewhere.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 app = typer.Typer(
     name="steerkit",

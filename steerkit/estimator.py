@@ -154,6 +154,11 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
     def vector(self, layer: int | None = None) -> SteeringVector:
         """Return the direction at a fitted layer, by default ``layer_``."""
         place = self._place(layer)
+        if not self.directions_[place].any():
+            raise ContrastSetError(
+                f"the learner finds no difference between the classes at layer {self.layers_[place]}, so there is no "
+                "direction; choose another layer or pass other texts."
+            )
         return SteeringVector(
             direction=self.directions_[place],
             layer=self.layers_[place],

@@ -45,7 +45,7 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
     ----------
     classes_ : ndarray of shape (2,)
     directions_ : ndarray of shape (n_layers, hidden size), float32
-        Unit vectors from ``classes_[0]`` to ``classes_[1]``.
+        Unit vectors from ``classes_[0]`` to ``classes_[1]``; zero at a layer where the learner finds no difference.
     offsets_ : ndarray of shape (n_layers,)
         The projection at which the learner's decision changes.
     norms_ : ndarray of shape (n_layers,)
@@ -95,12 +95,10 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
             self.learners_.append(learner.fit(scaled, sides))
             weights, bias = readout(learner, X.shape[2])
             length = np.linalg.norm(weights)
-            if not length:
-                raise ContrastSetError(
-                    f"the learner finds no difference between the classes at layer {layer}; pass texts that differ."
-                )
-            directions.append(weights / length)
-            offsets.append(-bias * self.scales_[layer] / length)
+            directions.append(weights / length if length else np.zeros_like(weights))
+            offsets.append(-bias * self.scales_[layer] / length if length else 0.0)
+        if not np.any(directions):
+            raise ContrastSetError("the learner finds no difference between the classes; pass texts that differ.")
         self.directions_ = np.asarray(directions, dtype=np.float32)
         self.offsets_ = np.asarray(offsets)
         self.accuracies_ = np.mean(scores, axis=1)

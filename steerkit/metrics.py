@@ -124,26 +124,27 @@ def log_likelihoods(
     return sums[order], counts[order]
 
 
-def question_margins(
+def question_likelihoods(
     model: LanguageModel, prompts: Sequence[Prompt], answers: Sequence[str], candidates: Sequence[Prompt]
-) -> Floats:
-    """Return, for each answer, how much likelier it is given its own question than given the best other one.
+) -> tuple[Floats, Floats]:
+    """Return how likely each answer is, in nats per token, given its own question and given the best other candidate.
 
-    In nats per token; positive: the unsteered model still finds the question among the candidates, and the
-    meaning is *preserved*. The answer's own style cancels, since it is the same under every question. It cannot
-    see false statements that stay on topic. An empty answer has NaN: it preserves nothing.
+    Where its own is likelier, the unsteered model still finds the question among the candidates, and the meaning is
+    *preserved*. The answer's own style cancels, since it is the same under every question. This cannot see false
+    statements that stay on topic. An empty answer has NaN: it preserves nothing.
     """
     others = [[candidate for candidate in candidates if candidate != prompt] for prompt in prompts]
     asked = [c for prompt, distractors in zip(prompts, others, strict=True) for c in [prompt, *distractors]]
     said = [answer for answer, distractors in zip(answers, others, strict=True) for _ in range(len(distractors) + 1)]
     sums, counts = log_likelihoods(model, asked, said)
-    margins, start = np.full(len(answers), np.nan), 0
+    own, best_other, start = np.full(len(answers), np.nan), np.full(len(answers), np.nan), 0
     for index, distractors in enumerate(others):
         block = sums[start : start + len(distractors) + 1]
         if counts[start]:
-            margins[index] = (block[0] - block[1:].max(initial=-np.inf)) / counts[start]
+            own[index] = block[0] / counts[start]
+            best_other[index] = block[1:].max(initial=-np.inf) / counts[start]
         start += len(block)
-    return margins
+    return own, best_other
 
 
 def distinct_2(text: str) -> float:

@@ -51,7 +51,12 @@ def plot_layers(estimator: SteeringEstimator, calibration: Calibration) -> "Figu
         label="cross-validated",
     )
     above.axhline(0.5, color=GREY, linestyle=":", label="chance")
-    above.set(ylabel="probe accuracy", ylim=(min(0.4, float(np.nanmin(estimator.accuracies_, initial=1.0)) - 0.05), 1.04), title="Where the concept can be read …", xticks=layers)
+    above.set(
+        ylabel="probe accuracy",
+        ylim=(min(0.4, float(np.nanmin(estimator.accuracies_, initial=1.0)) - 0.05), 1.04),
+        title="Where the concept can be read …",
+        xticks=layers,
+    )
     table = calibration.layers
     below.bar(table.index - 0.2, table["span"], 0.4, color=ORANGE, label="fitted direction")
     below.bar(

@@ -18,7 +18,7 @@ from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import CorruptFileError, InvalidInputError, NonFiniteError
 from steerkit.hooks import edit
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import TOKENS_PER_BATCH, EffectReader, distinct_2, log_likelihoods, question_margins
+from steerkit.metrics import TOKENS_PER_BATCH, EffectReader, distinct_2, question_likelihoods
 from steerkit.operations import add
 from steerkit.prompts import Prompt, check_prompts
 from steerkit.vectors import new_folder
@@ -123,11 +123,11 @@ def sweep(
     reader : fitted EffectReader
         Fitted on other prompts than the estimator.
     layers : "auto", int or list of int
-        ``"auto"``: all fitted layers.
+        ``"auto"``: all layers that have a direction.
     alphas : sequence of float
         Fractions of the layer's norm; 0 is always measured besides.
     distractors : sequence of str
-        More questions from which `question_margins` has to tell the true one.
+        More questions from which `question_likelihoods` has to tell the true one.
     random_state : int
         Of the control's directions.
     batch_rows : int
@@ -149,7 +149,11 @@ def sweep(
         raise NonFiniteError(
             f"alphas={list(alphas)} must hold finite numbers other than 0; pass fractions such as 0.1."
         )
-    steered = estimator.layers_ if isinstance(layers, str) and layers == "auto" else np.atleast_1d(layers).tolist()
+    if isinstance(layers, str) and layers == "auto":
+        fitted = zip(estimator.layers_, estimator.directions_, strict=True)
+        steered = [layer for layer, direction in fitted if direction.any()]
+    else:
+        steered = np.atleast_1d(layers).tolist()
     vectors = {layer: estimator.vector(layer) for layer in steered}
 
     rows = [("unsteered", -1, 0.0, index) for index in range(len(checked))]
@@ -239,9 +243,8 @@ def _measure(
         part = unique.iloc[start : start + 64].copy()
         asked, answers = [prompts[index] for index in part["prompt"]], part["text"].tolist()
         part["reading"] = reader.read(answers)
-        part["margin"] = question_margins(model, asked, answers, [*prompts, *distractors])
-        sums, counts = log_likelihoods(model, asked, answers)
-        part["nll"] = np.where(counts > 0, -sums / np.maximum(counts, 1), np.nan)
+        own, best_other = question_likelihoods(model, asked, answers, [*prompts, *distractors])
+        part["margin"], part["nll"] = own - best_other, -own
         parts.append(part)
         if bar:
             bar.update(task, completed=round(len(cells) * (start + len(part)) / len(unique)))

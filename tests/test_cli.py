@@ -33,7 +33,7 @@ def ran(home: Path) -> str:
 
 
 def test_a_run_prints_layers_choice_answers_and_places(ran: str, home: Path) -> None:
-    assert "accuracy (test)" in ran
+    assert "Where the concept is read, and where steering works" in ran
     assert "a bag of words reads 0." in ran
     assert re.search(r"Steer at layer [45] with alpha from|Nothing is recommended: no layer has", ran)
     assert ran.count("│ +") + ran.count("│  +") >= 3
@@ -68,7 +68,7 @@ def test_mlflow_holds_the_run_its_curves_its_cells_and_the_model(ran: str, home:
         assert all("effect" in cell.data.metrics for cell in cells)
         assert {cell.info.status for cell in [parent, *cells]} == {"FINISHED"}
 
-        (model,) = mlflow.search_logged_models(output_format="list")
+        (model,) = mlflow.search_logged_models([parent.info.experiment_id], output_format="list")
         loaded = mlflow.pyfunc.load_model(model.model_uri)
         answer = loaded.predict(["What is a virus?"], params={"alpha": 0.5, "max_new_tokens": 16})
         folder = Path(mlflow.artifacts.download_artifacts(model.model_uri))

@@ -133,11 +133,11 @@ def test_damaged_weights_are_refused(saved: Callable[[str], Path], tmp_path: Pat
 def test_answers_that_would_outgrow_the_context_are_refused() -> None:
     model = tiny("gpt2")
     expected = (
-        "a prompt of 11 tokens and max_new_tokens=118 do not fit in the context of 128 tokens; shorten the prompt or "
+        "a prompt of 12 tokens and max_new_tokens=117 do not fit in the context of 128 tokens; shorten the prompt or "
         "ask for fewer."
     )
     with pytest.raises(PromptError, match=f"^{re.escape(expected)}$"):
-        generate(model, model.encode(TEXTS[:1]), max_new_tokens=118)
+        generate(model, model.encode(TEXTS[:1]), max_new_tokens=117)
     assert len(generate(model, model.encode(TEXTS[:1]))) == 1  # by default, as many as fit
 
 

@@ -87,6 +87,18 @@ def test_few_samples_mean_fewer_folds_and_one_pair_means_no_accuracy() -> None:
     assert np.isnan(LayerwiseDirections("mean-diff", cv=5).fit(X[:2], y[:2]).accuracies_).all()
 
 
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_layer_without_a_difference_has_no_direction_and_spoils_no_other(learner: str) -> None:
+    X, y, _ = planted()
+    whole = LayerwiseDirections(learner).fit(X, y)
+    X[:, 1] = 1.0
+    fitted = LayerwiseDirections(learner).fit(X, y)
+    assert not fitted.directions_[1].any()
+    assert fitted.accuracies_[1] == pytest.approx(0.5, abs=0.05)
+    np.testing.assert_array_equal(fitted.directions_[[0, 2, 3]], whole.directions_[[0, 2, 3]])
+    assert (fitted.transform(X)[:, 1] == 0).all()
+
+
 @pytest.mark.parametrize(
     ("y", "expected"),
     [
@@ -113,7 +125,7 @@ def test_bad_activations_are_refused() -> None:
         LayerwiseDirections().fit(X[:, 0], y)
     with pytest.raises(ContrastSetError, match="all activations at layer 1 are zero, so they have no direction;"):
         LayerwiseDirections().fit(X * np.array([1, 0, 1, 1])[:, None], y)
-    with pytest.raises(ContrastSetError, match="the learner finds no difference between the classes at layer 0;"):
+    with pytest.raises(ContrastSetError, match="the learner finds no difference between the classes; pass texts that"):
         LayerwiseDirections("mean-diff").fit(np.ones((6, 1, 24)), y)
     with pytest.raises(NotFittedError, match=re.escape("LayerwiseDirections is not fitted; call fit first.")):
         LayerwiseDirections().transform(X)

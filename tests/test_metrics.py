@@ -6,7 +6,7 @@ import torch
 
 from steerkit.exceptions import ContrastSetError, NotFittedError
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import EffectReader, distinct_2, log_likelihoods, question_margins
+from steerkit.metrics import EffectReader, distinct_2, log_likelihoods, question_likelihoods
 from tests.models import LABELS, TEXTS, tiny
 
 ANSWERS = ["the star is light", "music", "", "i teach the law of heat to a novice , always ."]
@@ -30,18 +30,18 @@ def test_equal_pairs_have_equal_likelihoods(model: LanguageModel) -> None:
     assert counts.tolist() == [4, 4, 4]
 
 
-def test_a_margin_is_the_lead_over_the_best_other_question(model: LanguageModel) -> None:
-    margins = question_margins(model, TEXTS[:2], ANSWERS[:2], TEXTS[:3])
+def test_an_answer_is_scored_under_its_own_question_and_the_best_other(model: LanguageModel) -> None:
+    own, best_other = question_likelihoods(model, TEXTS[:2], ANSWERS[:2], TEXTS[:3])
     for index in range(2):
         sums, counts = log_likelihoods(model, TEXTS[:3], [ANSWERS[index]] * 3)
         others = np.delete(sums, index)
-        np.testing.assert_allclose(margins[index], (sums[index] - others.max()) / counts[0], rtol=1e-6)
+        np.testing.assert_allclose(own[index], sums[index] / counts[0], rtol=1e-6)
+        np.testing.assert_allclose(best_other[index], others.max() / counts[0], rtol=1e-6)
 
 
 def test_an_empty_answer_preserves_nothing_and_reads_as_nothing() -> None:
     model = tiny("llama")
-    assert np.isnan(question_margins(model, TEXTS[:1], [""], TEXTS)).all()
-    assert not (question_margins(model, TEXTS[:1], [""], TEXTS) > 0).any()
+    assert np.isnan(question_likelihoods(model, TEXTS[:1], [""], TEXTS)).all()
     gpt2 = tiny("gpt2")
     gpt2.tokenizer.backend_tokenizer.post_processor = None  # nothing is put before the text, as in GPT-2
     assert EffectReader(gpt2, max_new_tokens=6).fit(TEXTS, LABELS).read(["", "star"])[0] == 0

@@ -12,7 +12,7 @@ from steerkit.calibration import calibrate
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import CorruptFileError, InvalidInputError, LayerError, NonFiniteError, NothingSteersError
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import EffectReader, generate, question_margins
+from steerkit.metrics import EffectReader, generate, question_likelihoods
 from steerkit.sweeps import Sweep, sweep
 from tests.models import LABELS, TEXTS
 
@@ -60,11 +60,13 @@ def test_cells_are_complete_and_metrics_are_their_definitions(
     assert (bare["nll_rise"] == 0).all()
     expected = reader.read(cells["text"].tolist()) - reader.read(cells["prompt"].map(bare["text"]).tolist())
     np.testing.assert_allclose(cells["effect"], expected, atol=1e-6)
-    margins = question_margins(
+    own, other = question_likelihoods(
         LanguageModel.of(fitted.model), cells["prompt"].tolist(), cells["text"].tolist(), [*PROMPTS, *TEXTS[6:8]]
     )
-    np.testing.assert_allclose(cells["margin"], margins, atol=1e-5)
-    np.testing.assert_array_equal(cells["preserved"], margins > 0)
+    np.testing.assert_allclose(cells["margin"], own - other, atol=1e-5)
+    rise = -own - cells["prompt"].map(dict(zip(PROMPTS, -own[:3], strict=True)))
+    np.testing.assert_allclose(cells["nll_rise"], rise, atol=1e-5)
+    np.testing.assert_array_equal(cells["preserved"], own > other)
 
 
 def test_the_random_control_has_equal_norm_and_no_other_seed_gives_it(
