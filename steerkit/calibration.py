@@ -1,6 +1,7 @@
 """`calibrate`: from the cells of a sweep to a layer and a range of alphas that steer without breaking."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from steerkit.sweeps import Sweep
 
 READABLE = 0.6
 """Below this accuracy of its reader an effect is noise; guessing has 0.5."""
+COLLAPSED = 10
+"""At this many times the unsteered perplexity, text is no longer language."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,7 @@ class Calibration:
     layer : int
         The layer with the largest effect span among those that beat the random control.
     alphas : tuple of float
-        The usable interval at that layer: the answers still answer their question.
+        The usable interval at that layer: the answers are fluent and still answer their question.
     span : float
         Effect at the upper end minus effect at the lower end, in units of alpha.
     span_interval : tuple of float
@@ -31,7 +34,8 @@ class Calibration:
     layers : DataFrame
         The same for each layer: ``lower``, ``upper``, ``effect_lower``, ``effect_upper``, ``span``,
         ``control_span`` (random directions, same alphas), ``collapse_lower``, ``collapse_upper`` (the first alpha
-        at which at most half of the answers are preserved; NaN if none was seen).
+        at which at most half of the answers are preserved, or their perplexity is `COLLAPSED` times the unsteered
+        one; NaN if none was seen).
     """
 
     layer: int
@@ -52,18 +56,23 @@ class Calibration:
         }
 
 
-def calibrate(sweep: Sweep, *, preservation: float = 0.9, random_state: int = 0) -> Calibration:
+def calibrate(
+    sweep: Sweep, *, preservation: float = 0.9, perplexity: float = 2.0, random_state: int = 0
+) -> Calibration:
     """Choose the layer and the alphas.
 
     At each layer the usable interval reaches from 0 outwards, on either side, as long as at least the share
-    ``preservation`` of what the unsteered answers preserve is preserved. Of the layers whose effect span exceeds
-    the random control's at the same alphas, over the prompts, the one with the largest span is chosen.
+    ``preservation`` of what the unsteered answers preserve is preserved and the answers' perplexity under the
+    unsteered model is at most ``perplexity`` times that of the unsteered answers. Of the layers whose
+    effect span exceeds the random control's at the same alphas, the one with the largest span is chosen.
 
     Parameters
     ----------
     sweep : Sweep
     preservation : float
         In (0, 1].
+    perplexity : float
+        Ratio of the geometric means over the prompts, above 1.
 
     Raises
     ------
@@ -72,14 +81,15 @@ def calibrate(sweep: Sweep, *, preservation: float = 0.9, random_state: int = 0)
     """
     if not 0 < preservation <= 1:
         raise InvalidInputError(f"preservation={preservation!r} is outside (0, 1]; pass a share such as 0.9.")
+    if not perplexity > 1:
+        raise InvalidInputError(f"perplexity={perplexity!r} is not above 1; pass a ratio such as 2.")
     reading = sweep.settings.get("reader_accuracy", 1.0)
     if reading < READABLE:
         raise NothingSteersError(
             f"the unsteered answers to held-out prompts of both classes are told apart with accuracy {reading:.2f}, at "
             f"least {READABLE} was expected, so no effect can be read; try other held-out prompts or longer answers."
         )
-    kept = sweep.pivot("preserved")
-    rows = {layer: _usable(sweep, layer, kept.loc[layer], preservation) for layer in sweep.layers}
+    rows = {layer: _usable(sweep, layer, preservation, perplexity) for layer in sweep.layers}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
     spans = {layer: _spans(sweep, layer, row["lower"], row["upper"]) for layer, row in table.iterrows()}
     generator = np.random.default_rng(random_state)
@@ -90,7 +100,8 @@ def calibrate(sweep: Sweep, *, preservation: float = 0.9, random_state: int = 0)
     if steering.empty:
         raise NothingSteersError(
             f"no layer has an effect span above its random control's over {n_prompts} prompts while "
-            f"{preservation:.0%} of the answers are preserved; try other alphas, another learner or more prompts."
+            f"{preservation:.0%} of the answers are preserved and their perplexity is at most {perplexity:g} times the "
+            "unsteered one; try other alphas, another learner or more prompts."
         )
     layer = int(steering["span"].idxmax())
     chosen = table.loc[layer]
@@ -105,16 +116,18 @@ def calibrate(sweep: Sweep, *, preservation: float = 0.9, random_state: int = 0)
     )
 
 
-def _usable(sweep: Sweep, layer: int, kept: "pd.Series[float]", preservation: float) -> dict[str, float]:
-    enough = preservation * kept[0.0]
-    ends, collapse = {}, {}
+def _usable(sweep: Sweep, layer: int, preservation: float, perplexity: float) -> dict[str, float]:
+    kept, ratio = sweep.pivot("preserved").loc[layer], np.exp(sweep.pivot("nll_rise").loc[layer])
+    # A ratio of NaN, where every answer is empty, is no ratio within bounds.
+    usable = (kept >= preservation * kept[0.0]) & (ratio <= perplexity)
+    collapsed = (kept <= 0.5 * kept[0.0]) | ~(ratio < COLLAPSED)
+    ends: dict[str, float] = {}
+    collapse: dict[str, float] = {}
     for side, sign in (("lower", -1), ("upper", 1)):
-        outward = kept[np.sign(kept.index) == sign].sort_index(ascending=sign > 0)
-        broken = np.flatnonzero(outward.to_numpy() < enough)
-        usable = outward.index[: broken[0]] if len(broken) else outward.index
-        ends[side] = float(usable[-1]) if len(usable) else 0.0
-        dead = outward.index[outward.to_numpy() <= 0.5 * kept[0.0]]
-        collapse[f"collapse_{side}"] = float(dead[0]) if len(dead) else np.nan
+        outward = [alpha for alpha in sorted(kept.index, key=abs) if np.sign(alpha) == sign]
+        within = list(takewhile(lambda alpha: usable[alpha], outward))
+        ends[side] = float(within[-1]) if within else 0.0
+        collapse[f"collapse_{side}"] = float(next((alpha for alpha in outward if collapsed[alpha]), np.nan))
     effect = sweep.pivot("effect").loc[layer]
     fitted, control = _spans(sweep, layer, ends["lower"], ends["upper"])
     return {

@@ -78,7 +78,7 @@ def run(
     swept = sweep(estimator, reader=reader, progress=True, **recipe.sweep.model_dump())
     calibration, refusal = None, None
     try:
-        calibration = calibrate(swept, preservation=recipe.preservation)
+        calibration = calibrate(swept, **recipe.calibration.model_dump())
     except NothingSteersError as error:
         refusal = str(error)
     drawn = figures(estimator, swept, calibration) if calibration is not None else {}

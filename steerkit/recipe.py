@@ -56,6 +56,13 @@ class SweepSection(_Section):
     random_state: int = 0
 
 
+class CalibrationSection(_Section):
+    """As in `calibrate`."""
+
+    preservation: float = Field(default=0.9, gt=0, le=1)
+    perplexity: float = Field(default=2.0, gt=1)
+
+
 class Recipe(_Section):
     """Everything a run needs; every key has a default but the name and the prompts to steer."""
 
@@ -64,7 +71,7 @@ class Recipe(_Section):
     data: DataSection = DataSection()
     estimator: EstimatorSection = EstimatorSection()
     sweep: SweepSection
-    preservation: float = Field(default=0.9, gt=0, le=1)
+    calibration: CalibrationSection = CalibrationSection()
     show: str = "What is a neutron star?"
     track: bool = True
 

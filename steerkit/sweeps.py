@@ -23,7 +23,7 @@ from steerkit.operations import add
 from steerkit.prompts import Prompt, check_prompts
 from steerkit.vectors import new_folder
 
-ALPHAS = (-0.8, -0.6, -0.4, -0.2, 0.2, 0.4, 0.6, 0.8)
+ALPHAS = (-0.6, -0.45, -0.3, -0.15, 0.15, 0.3, 0.45, 0.6)
 METRICS = {
     "effect": "reading of the answer minus that of the unsteered one, in units of alpha",
     "preserved": "1 if the unsteered model still finds the question that the answer answers, else 0",

@@ -48,8 +48,16 @@ def test_data_files_are_found_beside_the_recipe(tmp_path: Path) -> None:
             [],
             "estimator.lerner is no key of a recipe; the keys there are learner, layers,",
         ),
-        ("preservation: much", [], "preservation: input should be a valid number, unable to parse string as a number"),
-        ("preservation: 2", [], "preservation: input should be less than or equal to 1, got 2"),
+        (
+            "calibration: {preservation: much}",
+            [],
+            "calibration.preservation: input should be a valid number, unable to parse string as a number",
+        ),
+        (
+            "calibration: {preservation: 2}",
+            [],
+            "calibration.preservation: input should be less than or equal to 1, got 2",
+        ),
         ("", ["sweep.alphas=[.nan]"], "sweep.alphas.0: input should be a finite number, got nan"),
         ("", ["sweep.max_new_tokens=0"], "sweep.max_new_tokens: input should be greater than or equal to 1, got 0"),
         ("", ["sweep.prompts=[]"], "sweep.prompts: list should have at least 1 item after validation, not 0, got []"),

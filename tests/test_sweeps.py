@@ -145,8 +145,23 @@ def test_calibration_finds_the_planted_layer_range_and_collapse() -> None:
     assert found.n_prompts == 12
 
 
+def test_calibration_stops_where_fluency_ends() -> None:
+    """Babble on the topic is found by its question still; its perplexity tells."""
+    broken = planted_sweep()
+    babble = (broken.cells["layer"] == 2) & (broken.cells["alpha"].abs() > 0.3)
+    broken.cells.loc[babble, "nll_rise"] = np.log(5.0)
+    found = calibrate(broken)
+    assert found.layers.loc[2, ["lower", "upper", "collapse_lower"]].tolist() == [-0.2, 0.2, -0.6]
+    assert calibrate(broken, perplexity=6.0).layers.loc[2, "upper"] == 0.4
+    broken.cells.loc[babble, "nll_rise"] = np.nan  # nothing is left
+    assert calibrate(broken).layers.loc[2, ["upper", "collapse_upper"]].tolist() == [0.2, 0.4]
+
+
 def test_calibration_refuses_where_nothing_beats_the_control() -> None:
-    expected = "no layer has an effect span above its random control's over 12 prompts while 90% of the answers are"
+    expected = (
+        "no layer has an effect span above its random control's over 12 prompts while 90% of the answers are preserved "
+        "and their perplexity is at most 2 times the unsteered one; try other alphas, another learner or more prompts."
+    )
     with pytest.raises(NothingSteersError, match=re.escape(expected)):
         calibrate(planted_sweep(steering=0.0))
     unreadable = Sweep(planted_sweep().cells, {"reader_accuracy": 0.52})
@@ -156,3 +171,5 @@ def test_calibration_refuses_where_nothing_beats_the_control() -> None:
         InvalidInputError, match=re.escape("preservation=1.5 is outside (0, 1]; pass a share such as 0.9.")
     ):
         calibrate(planted_sweep(), preservation=1.5)
+    with pytest.raises(InvalidInputError, match=re.escape("perplexity=1 is not above 1; pass a ratio such as 2.")):
+        calibrate(planted_sweep(), perplexity=1)
