@@ -1,6 +1,7 @@
 """Texts to activations: the residual stream after each layer, pooled to one vector per text."""
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -27,6 +28,8 @@ def resolve_layers(model: LanguageModel, layers: Any) -> list[int]:
         if layers != "all":
             raise InvalidInputError(f"layers={layers!r} is not understood; pass 'all' or a list of layer indices.")
         return list(range(model.n_layers))
+    if np.iterable(layers) and not len(list(layers)):
+        raise InvalidInputError("layers is empty; pass 'all' or a list of at least one layer index.")
     return sorted({model.check_layer(layer) for layer in (layers if np.iterable(layers) else [layers])})
 
 
@@ -52,15 +55,15 @@ def pooled_activations(
     if pooling not in POOLINGS:
         raise InvalidInputError(f"pooling={pooling!r} is not known; pass one of {', '.join(map(repr, POOLINGS))}.")
     automatic = batch_size == "auto"
-    if not automatic and (not isinstance(batch_size, int) or batch_size < 1):
+    if not automatic and (isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1):
         raise InvalidInputError(f"batch_size={batch_size!r} is no positive number; pass 'auto' or an int above 0.")
     pooled = np.empty((len(sequences), len(layers), model.hidden_size), dtype=np.float32)
     limits = {"tokens": TOKENS_PER_BATCH} if automatic else {"tokens": 2**62, "rows": int(batch_size)}
-    with model.load().lock, torch.inference_mode():
+    with model.held() as bare, torch.inference_mode():
         for rows in batches([len(sequence) for sequence in sequences], **limits):
             ids, mask = model.pad([sequences[row] for row in rows])
             with capture(model.blocks, layers, _pool(mask, pooling)) as kept:
-                model.model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+                bare.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
             for place, layer in enumerate(layers):
                 pooled[rows, place] = kept[layer].float().cpu().numpy()
     if not np.isfinite(pooled).all():

@@ -89,11 +89,17 @@ def calibrate(
             f"the unsteered answers to held-out prompts of both classes are told apart with accuracy {reading:.2f}, at "
             f"least {READABLE} was expected, so no effect can be read; try other held-out prompts or longer answers."
         )
+    n_prompts = len(sweep.prompts)
+    kept = float(sweep.pivot("preserved")[0.0].iloc[0])
+    if n_prompts < 2 or not kept:
+        raise NothingSteersError(
+            f"{kept:.0%} of the unsteered answers to {n_prompts} prompts are found to answer their question, some of "
+            "at least 2 were expected; sweep over more prompts that the model can answer."
+        )
     rows = {layer: _usable(sweep, layer, preservation, perplexity) for layer in sweep.layers}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
     spans = {layer: _spans(sweep, layer, row["lower"], row["upper"]) for layer, row in table.iterrows()}
     generator = np.random.default_rng(random_state)
-    n_prompts = len(sweep.prompts)
     draws = generator.integers(0, n_prompts, size=(1000, n_prompts))
     low_above = {layer: np.quantile((f - r)[draws].mean(axis=1), 0.025) for layer, (f, r) in spans.items()}
     steering = table[[low_above[layer] > 0 for layer in table.index]]

@@ -15,9 +15,26 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Find a direction in a language model, add it while it generates, and measure when it breaks.\n\n"
-    "Start with `steerkit run recipes/expertise.yaml`, then `steerkit ui`.",
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from steerkit import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def steerkit(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Find a direction in a language model, add it while it generates, and measure when it breaks.
+
+    Start with `steerkit run recipes/expertise.yaml`, then `steerkit ui`.
+    """
+    del version
 
 
 @app.command()
@@ -66,9 +83,10 @@ def run(
         places = {
             "steered model": f"{folder / 'steered'}",
             "": f"steerkit generate {folder / 'steered'} {loaded.show!r} --alpha {alphas[4]:g}",
-            "plots": f"{folder / 'plots'}",
             "answers": f"{folder / 'sweep' / 'cells.jsonl'}",
         }
+        if done.calibration is not None:
+            places["plots"] = f"{folder / 'plots'}"
         if done.run_id:
             from steerkit.tracking import run_url
 
@@ -107,8 +125,9 @@ def ui(
 ) -> None:
     """Open the tracked runs in MLflow's own pages."""
     with _errors():
-        from steerkit.tracking import serve_ui
+        from steerkit.tracking import check_store, serve_ui
 
+        check_store(store)
         typer.echo(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning  (Ctrl-C stops it)")
         raise typer.Exit(serve_ui(uri=store, port=port))
 

@@ -1,6 +1,7 @@
 """Contrast sets: texts of two classes, with groups, as scikit-learn ``Bunch``es."""
 
 import csv
+import io
 import json
 from collections.abc import Sequence
 from importlib.resources import files
@@ -32,10 +33,14 @@ def load_expertise(*, subset: str = "train") -> Bunch:
     Bunch
         See `load_contrast`; ``groups`` are domains.
     """
+    return load_contrast(expertise_path(subset), labels=("novice", "expert"))
+
+
+def expertise_path(subset: str) -> str:
+    """Return the file of a subset of `load_expertise`."""
     if subset not in EXPERTISE:
         raise ContrastSetError(f"subset={subset!r} is not known; pass one of {', '.join(map(repr, EXPERTISE))}.")
-    path = str(files("steerkit.builtin").joinpath("expertise", f"{subset}.csv"))
-    return load_contrast(path, labels=("novice", "expert"))
+    return str(files("steerkit.builtin").joinpath("expertise", f"{subset}.csv"))
 
 
 def load_contrast(path: str | Path, *, labels: Sequence[str] | None = None) -> Bunch:
@@ -62,6 +67,10 @@ def load_contrast(path: str | Path, *, labels: Sequence[str] | None = None) -> B
     path = Path(path)
     rows = _rows(path)
     for number, row in enumerate(rows, start=1):
+        if None in row:
+            raise ContrastSetError(
+                f"row {number} of {path} has more fields than the header; put texts with commas in quotes."
+            )
         if missing := [column for column in ("text", "label") if row.get(column) in (None, "")]:
             raise ContrastSetError(
                 f"row {number} of {path} has no {' and no '.join(missing)}; every row needs text and label."
@@ -72,25 +81,24 @@ def load_contrast(path: str | Path, *, labels: Sequence[str] | None = None) -> B
             )
     given = [str(row["label"]) for row in rows]
     names = sorted(set(given))
-    if labels is not None and sorted(labels) == names:
-        names = list(labels)
-    elif labels is not None:
-        raise ContrastSetError(f"{path} has the labels {names}, {sorted(labels)} were expected; check the column.")
+    if labels is not None:
+        if sorted(map(str, labels)) != names:
+            raise ContrastSetError(f"{path} has the labels {names}, {list(labels)} were expected; check the column.")
+        names = list(map(str, labels))
     if len(names) != 2:
         found = ", ".join(map(repr, names[:5])) or "none"
         raise ContrastSetError(
             f"{path} has {len(names)} labels ({found}), exactly two were expected; check the column."
         )
-    groups = [row.get("group") for row in rows]
-    if any(groups) and not all(groups):
-        raise ContrastSetError(
-            f"row {[bool(g) for g in groups].index(False) + 1} of {path} has no group while others have; fill it in."
-        )
+    groups = [None if row.get("group") in (None, "") else str(row["group"]) for row in rows]
+    grouped = any(group is not None for group in groups)
+    if grouped and None in groups:
+        raise ContrastSetError(f"row {groups.index(None) + 1} of {path} has no group while others have; fill it in.")
     return Bunch(
         data=[row["text"] for row in rows],
         target=np.array([names.index(label) for label in given]),
         target_names=np.array(names),
-        groups=np.array(groups, dtype=str) if any(groups) else None,
+        groups=np.array(groups) if grouped else None,
         DESCR=f"{path.name}: {given.count(names[0])} texts {names[0]}, {given.count(names[1])} texts {names[1]}",
     )
 
@@ -103,15 +111,17 @@ def bag_of_words_accuracy(train: Bunch, test: Bunch) -> float:
 
 def _rows(path: Path) -> list[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        elif path.suffix == ".csv":
-            rows = list(csv.DictReader(text.splitlines(keepends=True), strict=True))
+        text = path.read_bytes().decode("utf-8-sig")  # with the mark that spreadsheets put in front, or without
+        if path.suffix.lower() == ".jsonl":
+            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        elif path.suffix.lower() == ".csv":
+            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
         else:
             raise ContrastSetError(f"{path} is no .csv or .jsonl file; save the contrast set as one of them.")
     except FileNotFoundError:
         raise ContrastSetError(f"{path} does not exist; check the path.") from None
+    except OSError as error:
+        raise ContrastSetError(f"{path} cannot be read ({error.strerror}); pass a file.") from error
     except (csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ContrastSetError(f"{path} is damaged ({error}); save it again as UTF-8.") from error
     if not all(isinstance(row, dict) for row in rows):

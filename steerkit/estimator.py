@@ -116,12 +116,13 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
         check_labels(labels)
         make_learner(self.learner)
         model = LanguageModel.of(self.model)
-        self.layers_ = resolve_layers(model, self.layers)
+        layers = resolve_layers(model, self.layers)
         chosen = None if self.layer == "auto" else model.check_layer(self.layer)
-        if chosen is not None and chosen not in self.layers_:
-            self.layers_ = sorted([*self.layers_, chosen])
-        layerwise = LayerwiseDirections(self.learner, cv=self.cv).fit(self._activations(texts), labels, groups)
-        self.layerwise_ = layerwise
+        if chosen is not None:
+            layers = sorted({*layers, chosen})
+        activations = self._activations(texts, layers)
+        layerwise = LayerwiseDirections(self.learner, cv=self.cv).fit(activations, labels, groups)
+        self.layerwise_, self.layers_ = layerwise, layers
         self.classes_ = layerwise.classes_
         self.directions_ = layerwise.directions_
         self.offsets_, self.norms_ = layerwise.offsets_, layerwise.norms_
@@ -134,12 +135,11 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def transform(self, X: Sequence[str]) -> Floats:
         """Return the signed distance from each layer's boundary, ``(n_samples, n_layers)``, in units of alpha."""
-        self._check_fitted()
-        return self.layerwise_.transform(self._activations(check_prompts(X)))
+        return self._readings(X)
 
     def decision_function(self, X: Sequence[str]) -> Floats:
         """Return the column of `transform` at ``layer_``, ``(n_samples,)``; positive means ``classes_[1]``."""
-        return self.transform(X)[:, self._place(None)]
+        return self._readings(X)[:, self._place(None)]
 
     def predict(self, X: Sequence[str]) -> NDArray[Any]:
         """Return the class of each text as read at ``layer_``, ``(n_samples,)``."""
@@ -148,7 +148,7 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
 
     def layer_scores(self, X: Sequence[str], y: ArrayLike) -> Floats:
         """Return the accuracy at each layer on other texts, ``(n_layers,)``."""
-        sides = self.transform(X) > 0
+        sides = self._readings(X) > 0
         return np.asarray((self.classes_[sides.astype(int)] == np.asarray(y)[:, None]).mean(axis=0))
 
     def vector(self, layer: int | None = None) -> SteeringVector:
@@ -183,10 +183,14 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
         self._check_fitted()
         return np.array([f"layer{layer}" for layer in self.layers_], dtype=object)
 
-    def _activations(self, texts: list[Any]) -> NDArray[np.float32]:
+    def _readings(self, X: Sequence[str]) -> Floats:
+        """What `transform` returns, as an array even where set_output asks for data frames."""
+        self._check_fitted()
+        return np.asarray(self.layerwise_.readings(self._activations(check_prompts(X), self.layers_)))
+
+    def _activations(self, texts: list[Any], layers: list[int]) -> NDArray[np.float32]:
         extract = check_memory(self.memory).cache(_activations)
-        model = LanguageModel.of(self.model)
-        return np.asarray(extract(model, texts, self.layers_, self.pooling, self.batch_size))
+        return np.asarray(extract(LanguageModel.of(self.model), texts, layers, self.pooling, self.batch_size))
 
     def _most_readable(self, depth: int) -> int:
         scores = self.accuracies_

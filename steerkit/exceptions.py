@@ -12,6 +12,7 @@
     ├── NotAffineError           (TypeError)          a learner whose decision function has no direction
     ├── NotFittedError           (scikit-learn's)     used before ``fit``
     ├── ModelLoadError           (OSError)            a name or folder that is no causal language model
+    ├── SteeringActiveError      (RuntimeError)       asked of a model that is being steered
     ├── BlocksNotFoundError      (AttributeError)     no residual blocks to hook
     ├── FingerprintError         (ValueError)         a direction that was made for another model
     ├── CorruptFileError         (ValueError)         a truncated, oversized or changed file
@@ -63,6 +64,10 @@ class NotFittedError(SteerkitError, _SklearnNotFittedError):
 
 class ModelLoadError(SteerkitError, OSError):
     """The name or folder is no causal language model that can be loaded."""
+
+
+class SteeringActiveError(SteerkitError, RuntimeError):
+    """The model is being steered, so what it does now is not what was asked for."""
 
 
 class BlocksNotFoundError(SteerkitError, AttributeError):

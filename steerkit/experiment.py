@@ -10,10 +10,11 @@ import yaml
 from numpy.typing import NDArray
 from sklearn.utils import Bunch
 
+from steerkit.activations import resolve_layers
 from steerkit.calibration import Calibration, calibrate
-from steerkit.datasets import bag_of_words_accuracy, load_contrast, load_expertise
+from steerkit.datasets import bag_of_words_accuracy, expertise_path, load_contrast
 from steerkit.estimator import SteeringEstimator
-from steerkit.exceptions import NothingSteersError, OutputExistsError
+from steerkit.exceptions import NothingSteersError
 from steerkit.language_model import LanguageModel
 from steerkit.metrics import EffectReader
 from steerkit.plots import check_drawable, figures
@@ -23,11 +24,12 @@ from steerkit.sweeps import Sweep, sweep
 from steerkit.tracking import check_installed, log_run
 from steerkit.vectors import new_folder
 
+RECIPE = "recipe.yaml"
+
 
 def _load_data(source: str, labels: Sequence[str]) -> Bunch:
-    if source.startswith("expertise:"):
-        return load_expertise(subset=source.partition(":")[2])
-    return load_contrast(source, labels=labels)
+    name, _, subset = source.partition(":")
+    return load_contrast(expertise_path(subset) if name == "expertise" else source, labels=labels)
 
 
 @dataclass(frozen=True)
@@ -56,42 +58,39 @@ def run(
     Raises
     ------
     OutputExistsError
-        ``output`` exists and ``overwrite`` is false; nothing was computed.
+        ``output`` exists and ``overwrite`` is false, or it is no output of a run; nothing was computed.
     """
-    if Path(output).exists() and not overwrite:
-        raise OutputExistsError(f"{output} exists; pass --overwrite to replace it, or another --output.")
     if recipe.track:
         check_installed()
     check_drawable()
     train, test = (_load_data(source, recipe.data.labels) for source in (recipe.data.train, recipe.data.test))
-    model = LanguageModel(
-        recipe.model.name, revision=recipe.model.revision, dtype=recipe.model.dtype, device=recipe.model.device,
-        chat=recipe.model.chat, blocks=recipe.model.blocks,
-    )  # fmt: skip
-    say(f"Fitting a direction at every layer of {recipe.model.name} to {train.DESCR}")
-    estimator = SteeringEstimator(model, **recipe.estimator.model_dump())
-    estimator.fit(train.data, train.target, groups=train.groups)
-    test_scores = estimator.layer_scores(test.data, test.target)
-    say(f"Reading what it answers to {test.DESCR}")
-    reader = EffectReader(model, max_new_tokens=recipe.sweep.max_new_tokens).fit(test.data, test.target, test.groups)
-    say("Steering")
-    swept = sweep(estimator, reader=reader, progress=True, **recipe.sweep.model_dump())
-    calibration, refusal = None, None
-    try:
-        calibration = calibrate(swept, **recipe.calibration.model_dump())
-    except NothingSteersError as error:
-        refusal = str(error)
-    drawn = figures(estimator, swept, calibration) if calibration is not None else {}
-    steered = _steered(estimator, calibration)
-    shown = _show(steered, calibration, recipe)
-    with new_folder(output, overwrite=overwrite) as folder:
+    with new_folder(output, overwrite=overwrite, holds=RECIPE) as folder:
+        options = recipe.model.model_dump()
+        model = LanguageModel(options.pop("name"), **options)
+        if recipe.sweep.layers != "auto":
+            resolve_layers(model, recipe.sweep.layers)
+        say(f"Fitting a direction at every layer of {recipe.model.name} to {train.DESCR}")
+        estimator = SteeringEstimator(model, **recipe.estimator.model_dump())
+        estimator.fit(train.data, train.target, groups=train.groups)
+        test_scores = estimator.layer_scores(test.data, test.target)
+        say(f"Reading what it answers to {test.DESCR}")
+        reader = EffectReader(model, max_new_tokens=recipe.sweep.max_new_tokens)
+        reader.fit(test.data, test.target, test.groups)
+        say("Steering")
+        swept = sweep(estimator, reader=reader, progress=True, **recipe.sweep.model_dump())
+        calibration, refusal = None, None
+        try:
+            calibration = calibrate(swept, **recipe.calibration.model_dump())
+        except NothingSteersError as error:
+            refusal = str(error)
+        steered = _steered(estimator, calibration)
+        shown = _show(steered, calibration, recipe)
+        drawn = figures(estimator, swept, calibration) if calibration is not None else {}
         swept.save(folder / "sweep")
         steered.save_pretrained(folder / "steered")
-        (folder / "recipe.yaml").write_text(
-            yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8"
-        )
-        (folder / "plots").mkdir()
+        (folder / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         for name, figure in drawn.items():
+            (folder / "plots").mkdir(exist_ok=True)
             figure.savefig(folder / "plots" / f"{name}.png")
     run_id = None
     if recipe.track:

@@ -107,6 +107,7 @@ def edit(blocks: nn.ModuleList, edits: Iterable[Edit]) -> Iterator[None]:
                 hidden = function(hidden)
             return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
+        hook.edits = True  # type: ignore[attr-defined]
         return hook
 
     handles = [blocks[layer].register_forward_hook(editor(fs), prepend=True) for layer, fs in by_layer.items()]
@@ -115,3 +116,8 @@ def edit(blocks: nn.ModuleList, edits: Iterable[Edit]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def is_edited(blocks: nn.ModuleList) -> bool:
+    """Return whether an `edit` is active on any of the blocks."""
+    return any(getattr(hook, "edits", False) for block in blocks for hook in block._forward_hooks.values())

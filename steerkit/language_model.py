@@ -1,17 +1,20 @@
 """A lazy handle on a causal language model and its tokenizer: what scikit-learn may clone, compare and pickle."""
 
 import copy
+import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from pickle import PicklingError
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from steerkit.exceptions import LayerError, ModelLoadError, PromptError
+from steerkit.exceptions import InvalidInputError, LayerError, ModelLoadError, PromptError, SteeringActiveError
 from steerkit.fingerprint import Fingerprint
-from steerkit.hooks import find_blocks
+from steerkit.hooks import find_blocks, is_edited
 from steerkit.loading import Loaded, load
 from steerkit.prompts import Prompt, check_prompt
 
@@ -41,7 +44,7 @@ class LanguageModel:
 
     def __init__(
         self,
-        name: str,
+        name: str | os.PathLike[str],
         *,
         revision: str | None = None,
         dtype: str = "auto",
@@ -50,7 +53,14 @@ class LanguageModel:
         blocks: str | None = None,
         **from_pretrained: Any,
     ) -> None:
-        self.name = name
+        if not isinstance(name, str | os.PathLike):
+            raise ModelLoadError(
+                f"model is a {type(name).__name__}, a name or folder was expected; pass a str or Path."
+            )
+        if chat not in ("auto", True, False):
+            raise InvalidInputError(f"chat={chat!r} is not understood; pass 'auto', True or False.")
+        # A folder is kept by its full path: a saved or pickled handle must find it from anywhere.
+        self.name = str(Path(name).resolve()) if name and Path(name).is_dir() else os.fspath(name)
         self.revision = revision
         self.dtype = dtype
         self.device = device
@@ -61,11 +71,11 @@ class LanguageModel:
         self._fingerprint: Fingerprint | None = None
 
     @classmethod
-    def of(cls, model: "str | LanguageModel") -> "LanguageModel":
+    def of(cls, model: "str | os.PathLike[str] | LanguageModel") -> "LanguageModel":
         """Return the handle for a name, or the handle itself."""
         if isinstance(model, LanguageModel):
             return model
-        if not isinstance(model, str):
+        if not isinstance(model, str | os.PathLike):
             raise ModelLoadError(
                 f"model is a {type(model).__name__}, a name or a LanguageModel was expected; wrap a loaded model "
                 "with LanguageModel.wrap(model, tokenizer)."
@@ -74,9 +84,9 @@ class LanguageModel:
 
     @classmethod
     def wrap(cls, model: Any, tokenizer: Any, *, chat: bool | str = "auto", blocks: str | None = None) -> Self:
-        """Make a handle on a model that is in memory already. It cannot be pickled unless it has a name or folder."""
-        handle = cls(model.name_or_path, chat=chat, blocks=blocks)
-        handle._loaded = Loaded(model, tokenizer, threading.RLock())
+        """Make a handle on a model that is in memory already, in evaluation mode; such a handle cannot be pickled."""
+        handle = cls("", chat=chat, blocks=blocks)
+        handle._loaded = Loaded(model.eval(), tokenizer, threading.RLock())
         return handle
 
     # Identity: scikit-learn clones and compares parameters, joblib pickles them.
@@ -123,9 +133,25 @@ class LanguageModel:
             The name or folder is no causal language model, or its files are damaged.
         """
         if self._loaded is None:
-            options = tuple(sorted(self.from_pretrained.items()))
-            self._loaded = load(self.name, self.revision, self.dtype, self.device, options)
+            self._loaded = load(self.name, self.revision, self.dtype, self.device, self.from_pretrained)
         return self._loaded
+
+    @contextmanager
+    def held(self) -> Iterator[Any]:
+        """Hold the bare model, which is yielded, against other threads.
+
+        Raises
+        ------
+        SteeringActiveError
+            It is being steered around this call, so its output would not be what was asked for.
+        """
+        with self.load().lock:
+            if is_edited(self.blocks):
+                raise SteeringActiveError(
+                    "the model is being steered by a context around this call; leave it first, or put all vectors "
+                    "into one SteeredModel."
+                )
+            yield self.model
 
     @property
     def model(self) -> Any:
@@ -179,7 +205,9 @@ class LanguageModel:
     @property
     def uses_chat(self) -> bool:
         """Whether prompts are wrapped in the chat template."""
-        return bool(self.tokenizer.chat_template) if self.chat == "auto" else bool(self.chat)
+        if self.chat is True and not self.tokenizer.chat_template:
+            raise InvalidInputError(f"chat=True, but {self!r} has no chat template; pass chat='auto' or False.")
+        return bool(self.tokenizer.chat_template) and bool(self.chat)
 
     def encode(self, prompts: Sequence[Prompt], answers: Sequence[str] | None = None) -> list[list[int]]:
         """Return the token ids of each prompt, in the chat template if the model uses one, BOS never doubled.
@@ -242,7 +270,9 @@ class LanguageModel:
         ids, mask = self.pad(sequences, side="left")
         config = self.generation_config(ids.shape[1], **generation)
         with torch.inference_mode():
-            output = self.model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+            output = self.model.generate(
+                input_ids=ids, attention_mask=mask, generation_config=config, tokenizer=self.tokenizer
+            )
         return self.decode(output[:, ids.shape[1] :])
 
     def generation_config(self, length: int, **generation: Any) -> Any:
@@ -254,7 +284,16 @@ class LanguageModel:
         config = copy.deepcopy(self.model.generation_config)
         room = self.context_length - length
         options = {"max_new_tokens": min(config.max_new_tokens or 200, room), "max_length": None, **generation}
-        if (asked := options["max_new_tokens"]) is None or asked > room or room == 0:
+        if options.get("temperature") == 0:
+            options |= {"do_sample": False}
+        if options.pop("return_dict_in_generate", False):
+            raise InvalidInputError(
+                "return_dict_in_generate=True is not supported; call the model in steering() instead."
+            )
+        asked = options["max_new_tokens"]
+        if isinstance(asked, bool) or not isinstance(asked, int | None) or (asked is not None and asked < 1 <= room):
+            raise InvalidInputError(f"max_new_tokens={asked!r} is no positive int; pass how many tokens may be added.")
+        if asked is None or asked > room or room == 0:
             raise PromptError(
                 f"a prompt of {length} tokens and max_new_tokens={asked} do not fit in the context of "
                 f"{self.context_length} tokens; shorten the prompt or ask for fewer."

@@ -1,5 +1,6 @@
 """One learner per layer: directions, norms and cross-validated accuracies from activations."""
 
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -16,9 +17,14 @@ Floats = NDArray[np.float64]
 def check_labels(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
     """Return the two classes and the side (0 or 1) of each sample, or raise `ContrastSetError`."""
     labels = np.asarray(y)
-    if labels.dtype.kind == "f" and np.isnan(labels).any():
-        raise ContrastSetError("y holds NaN, two classes were expected; drop or label those samples.")
-    classes, sides = np.unique(labels, return_inverse=True)
+    if labels.ndim != 1:
+        raise ContrastSetError(f"y has shape {labels.shape}, (n_samples,) was expected; pass one label per text.")
+    if any(label is None or label != label for label in labels.tolist()):
+        raise ContrastSetError("y holds NaN or None, two classes were expected; drop or label those samples.")
+    try:
+        classes, sides = np.unique(labels, return_inverse=True)
+    except TypeError:
+        raise ContrastSetError("y mixes labels of several types, two classes were expected; use one type.") from None
     if len(classes) != 2:
         names = ", ".join(map(repr, classes[:5].tolist())) or "none"
         raise ContrastSetError(
@@ -107,6 +113,10 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
 
     def transform(self, X: NDArray[Any]) -> Floats:
         """Return the signed distance from each layer's boundary, ``(n_samples, n_layers)``, in units of alpha."""
+        return self.readings(X)
+
+    def readings(self, X: NDArray[Any]) -> Floats:
+        """Return what `transform` does, as an array even where scikit-learn is set to put out data frames."""
         if not hasattr(self, "directions_"):
             raise NotFittedError("LayerwiseDirections is not fitted; call fit first.")
         projections = np.einsum("nlh,lh->nl", self._check(X), self.directions_.astype(np.float64))
@@ -124,9 +134,12 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
 
     def _splits(self, X: Floats, sides: NDArray[np.int64], groups: ArrayLike | None) -> list[Any]:
         """Cut the folds once for all layers; fewer than asked for where a class or the groups are too few."""
-        if not isinstance(self.cv, int):
+        asked = 5 if self.cv is None else self.cv
+        if not isinstance(asked, Integral):
             return list(check_cv(self.cv, sides, classifier=True).split(X, sides, groups))
-        folds = min(self.cv, np.bincount(sides).min())
+        if isinstance(asked, bool) or asked < 2:
+            raise InvalidInputError(f"cv={asked!r} is no number of folds; pass an int of at least 2, or a splitter.")
+        folds = min(int(asked), np.bincount(sides).min())
         if groups is None:
             splitter: Any = StratifiedKFold(max(folds, 2), shuffle=True, random_state=0)
         else:

@@ -79,7 +79,7 @@ def make_learner(learner: str | BaseEstimator) -> BaseEstimator:
                 "or a scikit-learn classifier."
             )
         learner = LEARNERS[learner]
-    if not hasattr(learner, "fit") or not hasattr(learner, "get_params"):
+    if isinstance(learner, type) or not hasattr(learner, "fit") or not hasattr(learner, "get_params"):
         raise NotAffineError(
             f"learner={learner!r} is no scikit-learn classifier; pass one of {', '.join(map(repr, LEARNERS))} "
             "or an instance of a linear classifier."

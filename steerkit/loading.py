@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,9 +29,24 @@ def builtin_names() -> Iterator[str]:
             yield BUILTIN + folder.name
 
 
-@lru_cache(maxsize=1)  # a worker process that unpickles the handle for each task loads the weights once
-def load(name: str, revision: str | None, dtype: str, device: str | None, options: tuple[Any, ...]) -> Loaded:
-    """Load what `LanguageModel` describes; ``options`` are items for ``from_pretrained``."""
+def load(name: str, revision: str | None, dtype: str, device: str | None, options: dict[str, Any]) -> Loaded:
+    """Load what `LanguageModel` describes; ``options`` are for ``from_pretrained``.
+
+    The latest model is kept, so that a worker that unpickles its handle for each task loads the weights once.
+    """
+    key = repr((name, revision, dtype, device, sorted(options.items())))
+    if key not in _latest:
+        loaded = _load(name, revision, dtype, device, options)
+        _latest.clear()
+        _latest[key] = loaded
+    return _latest[key]
+
+
+_latest: dict[str, Loaded] = {}
+FOR_TOKENIZER = ("cache_dir", "force_download", "local_files_only", "subfolder", "token", "trust_remote_code")
+
+
+def _load(name: str, revision: str | None, dtype: str, device: str | None, options: dict[str, Any]) -> Loaded:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = str(files("steerkit.builtin").joinpath(name.removeprefix(BUILTIN))) if name.startswith(BUILTIN) else name
@@ -43,17 +57,24 @@ def load(name: str, revision: str | None, dtype: str, device: str | None, option
             f"{name} is no model: config.json is missing; pass a folder written by save_pretrained or a hub name."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision)
         with _quiet() if name.startswith(BUILTIN) else nullcontext():
-            model = AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype, **dict(options))
-    except Exception as error:  # transformers, hub and safetensors each raise their own kinds
+            shared = {key: value for key, value in options.items() if key in FOR_TOKENIZER}
+            tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, **shared)
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source, revision=revision, dtype=dtype, output_loading_info=True, **options
+            )
+        if "device_map" not in options:
+            model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except Exception as error:  # transformers, hub, safetensors and torch each raise their own kinds
         reason = " ".join(str(error).split())[:200]
         raise ModelLoadError(
             f"{name} cannot be loaded as a causal language model ({type(error).__name__}: {reason}); pass a folder "
-            "written by save_pretrained, a name on the Hugging Face hub, or builtin:tutor."
+            "written by save_pretrained, a name on the Hugging Face hub, or builtin:tutor, and a device that is there."
         ) from error
-    if "device_map" not in dict(options):
-        model = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if missing := sorted(report["missing_keys"]):
+        raise ModelLoadError(
+            f"{name} lacks {len(missing)} of its weights ({missing[0]} first), which would be random; get it again."
+        )
     return Loaded(model.eval(), tokenizer, threading.RLock())
 
 

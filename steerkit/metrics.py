@@ -87,7 +87,7 @@ def generate(model: LanguageModel, sequences: Sequence[list[int]], **generation:
     """Generate unsteered, in batches; one text per token sequence, in their order."""
     texts = [""] * len(sequences)
     room = generation.get("max_new_tokens", 0)
-    with model.load().lock:
+    with model.held():
         for rows in batches([len(sequence) + room for sequence in sequences], tokens=TOKENS_PER_BATCH):
             for row, text in zip(rows, model.generate([sequences[row] for row in rows], **generation), strict=True):
                 texts[row] = text
@@ -109,10 +109,10 @@ def log_likelihoods(
     starts = [len(heads[keys[i][0]]) for i in unique]
     sums = np.zeros(len(unique))
     vocabulary = model.model.config.get_text_config(decoder=True).vocab_size
-    with model.load().lock, torch.inference_mode():
+    with model.held() as bare, torch.inference_mode():
         for rows in batches([len(s) for s in sequences], tokens=max(1, LOGITS_PER_BATCH // vocabulary)):
             ids, mask = model.pad([sequences[row] for row in rows])
-            logits = model.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+            logits = bare(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
             chosen = logits.gather(2, ids[:, 1:, None])[..., 0] - logits.logsumexp(dim=2)
             positions = torch.arange(1, ids.shape[1], device=ids.device)
             begin = torch.tensor([starts[row] for row in rows], device=ids.device)[:, None]

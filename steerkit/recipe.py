@@ -2,14 +2,29 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from steerkit.datasets import EXPERTISE
 from steerkit.exceptions import RecipeError
 from steerkit.sweeps import ALPHAS
+
+
+def _filled(text: str) -> str:
+    if not text.strip():
+        raise ValueError("text is empty")
+    return text
+
+
+def _distinct(texts: list[str]) -> list[str]:
+    if len(set(texts)) < len(texts):
+        raise ValueError("a prompt occurs twice")
+    return texts
+
+
+Text = Annotated[str, AfterValidator(_filled)]
 
 
 class _Section(BaseModel):
@@ -48,8 +63,8 @@ class EstimatorSection(_Section):
 class SweepSection(_Section):
     """As in `sweep`."""
 
-    prompts: list[str] = Field(min_length=1)
-    distractors: list[str] = []
+    prompts: Annotated[list[Text], AfterValidator(_distinct)] = Field(min_length=2)
+    distractors: list[Text] = []
     layers: list[int] | Literal["auto"] = "auto"
     alphas: list[FiniteFloat] = Field(default=list(ALPHAS), min_length=1)
     max_new_tokens: int = Field(default=64, ge=1)
@@ -72,7 +87,7 @@ class Recipe(_Section):
     estimator: EstimatorSection = EstimatorSection()
     sweep: SweepSection
     calibration: CalibrationSection = CalibrationSection()
-    show: str = "What is a neutron star?"
+    show: Text = "What is a neutron star?"
     track: bool = True
 
 
@@ -126,7 +141,7 @@ def _data_path(recipe: Path, source: str) -> str:
     name, _, subset = source.partition(":")
     if name == "expertise" and subset in EXPERTISE:
         return source
-    path = recipe.parent / source
+    path = (recipe.parent / source).resolve()
     if not path.is_file():
         known = ", ".join(f"expertise:{name}" for name in EXPERTISE)
         raise RecipeError(f"{path}, named in {recipe}, does not exist; pass an existing CSV or JSONL file, or {known}.")

@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from steerkit.batching import batches
-from steerkit.exceptions import InvalidInputError, NonFiniteError, PromptError
+from steerkit.exceptions import CorruptFileError, InvalidInputError, NonFiniteError, PromptError
 from steerkit.hooks import Edit, edit
 from steerkit.language_model import LanguageModel
 from steerkit.operations import OPERATIONS
-from steerkit.prompts import Prompt, check_prompts
-from steerkit.vectors import SteeringVector, load_vectors, new_folder, save_vectors
+from steerkit.prompts import Prompt, check_prompts, is_conversation
+from steerkit.vectors import CONFIG, SteeringVector, load_vectors, new_folder, save_vectors
 
 Alpha = float | Sequence[float] | NDArray[Any]
 TOKENS_PER_BATCH = 16384
@@ -71,18 +71,17 @@ class SteeredModel:
         return f"SteeredModel({self.model!r}, layer={layers}, alpha={self.alpha:g}, operation={self.operation!r})"
 
     @overload
-    def generate(self, prompts: str, *, alpha: Alpha | None = None, **generation: Any) -> str: ...
+    def generate(self, prompts: Prompt, *, alpha: Alpha | None = None, **generation: Any) -> str: ...
     @overload
     def generate(self, prompts: Sequence[Prompt], *, alpha: Alpha | None = None, **generation: Any) -> list[str]: ...
     def generate(
-        self, prompts: str | Sequence[Prompt], *, alpha: Alpha | None = None, **generation: Any
+        self, prompts: Prompt | Sequence[Prompt], *, alpha: Alpha | None = None, **generation: Any
     ) -> str | list[str]:
         """Answer a prompt, or each of a list of prompts.
 
         Parameters
         ----------
-        prompts : str or sequence of str
-            Or a sequence of chat conversations, each a list of messages.
+        prompts : str, list of chat messages, or a sequence of either
         alpha : float or one per prompt, optional
             Overrides the default strength.
         **generation
@@ -94,7 +93,7 @@ class SteeredModel:
         str or list of str
             The answers; ``num_return_sequences=k`` gives k in turn for each prompt.
         """
-        single = isinstance(prompts, str)
+        single = isinstance(prompts, str) or is_conversation(prompts)
         checked = check_prompts([prompts] if single else prompts)
         alphas = self._alphas(alpha, len(checked))
         sequences = self.model.encode(checked)
@@ -113,7 +112,10 @@ class SteeredModel:
         """Yield the answer to one prompt piece by piece. Closing the iterator early stops the generation."""
         from transformers import StoppingCriteriaList, TextIteratorStreamer
 
-        sequence = self.model.encode(check_prompts([prompt]))
+        with (
+            self.model.held()
+        ):  # where the caller's own thread steers the model, the streaming thread would wait forever
+            sequence = self.model.encode(check_prompts([prompt]))
         alphas = self._alphas(alpha, 1)
         ids, mask = self.model.pad(sequence)
         config = self.model.generation_config(ids.shape[1], **generation)
@@ -168,17 +170,25 @@ class SteeredModel:
             raise InvalidInputError(
                 "the model exists only in memory; save it with its own save_pretrained and load it by that folder."
             )
-        model = {"name": self.model.name, "revision": self.model.revision}
-        with new_folder(path, overwrite=overwrite) as folder:
+        names = ("name", "revision", "dtype", "chat")
+        model = {name: getattr(self.model, name) for name in names} | {"blocks": self.model.blocks_path}
+        with new_folder(path, overwrite=overwrite, holds=CONFIG) as folder:
             save_vectors(folder, self.vectors, model=model, alpha=self.alpha, operation=self.operation)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, model: str | LanguageModel | None = None) -> Self:
-        """Load what `save_pretrained` wrote; ``model`` says where the weights are now, if they moved."""
+        """Load what `save_pretrained` wrote.
+
+        ``model`` says where the weights are now, if they moved, or how to load them, if that takes more than the
+        revision, dtype, chat and blocks, which are saved.
+        """
         vectors, settings = load_vectors(path)
-        if model is None:
-            model = LanguageModel(settings["model"]["name"], revision=settings["model"]["revision"])
-        return cls(model, vectors, alpha=settings["alpha"], operation=settings["operation"])
+        try:
+            if model is None:
+                model = LanguageModel(settings["model"].pop("name"), **_keyed(settings["model"]))
+            return cls(model, vectors, alpha=float(settings["alpha"]), operation=settings["operation"])
+        except (KeyError, TypeError, AttributeError) as error:
+            raise CorruptFileError(f"{path} holds no usable settings ({error!r}); save the model again.") from error
 
     # How alpha becomes an edit.
 
@@ -186,7 +196,7 @@ class SteeredModel:
     def _steering(self, alphas: NDArray[np.float64]) -> Iterator[None]:
         """Steer with a 0-d array for all rows or one alpha per row; other users of the model wait."""
         edits = [edit for vector in self.vectors for edit in self._edits(vector, torch.from_numpy(np.asarray(alphas)))]
-        with self.model.load().lock, edit(self.model.blocks, edits):
+        with self.model.held(), edit(self.model.blocks, edits):
             yield
 
     def _edits(self, vector: SteeringVector, alphas: torch.Tensor) -> Iterator[Edit]:
@@ -207,10 +217,20 @@ class SteeredModel:
             raise InvalidInputError(
                 f"alpha={alpha!r} is no number; pass a fraction of the norm such as 0.07."
             ) from None
-        if not np.isfinite(alphas).all():
+        largest = max(vector.norm for vector in self.vectors)
+        with np.errstate(over="ignore"):
+            finite = np.isfinite((alphas * largest).astype(np.float32)).all()
+        if not finite:
             raise NonFiniteError(f"alpha={json.dumps(alphas.tolist())} is not finite; pass a fraction such as 0.07.")
         if alphas.ndim > 1 or (alphas.ndim == 1 and len(alphas) != n_prompts):
             raise PromptError(
                 f"alpha has shape {alphas.shape} for {n_prompts} prompts; pass one number, or one for each prompt."
             )
         return np.broadcast_to(alphas, (n_prompts,)).copy()
+
+
+def _keyed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a model that a file may make: none that runs code."""
+    if unknown := settings.keys() - {"revision", "dtype", "chat", "blocks"}:
+        raise KeyError(f"unknown settings of the model: {sorted(unknown)}")
+    return settings

@@ -13,9 +13,10 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from steerkit.activations import resolve_layers
 from steerkit.batching import batches
 from steerkit.estimator import SteeringEstimator
-from steerkit.exceptions import CorruptFileError, InvalidInputError, NonFiniteError
+from steerkit.exceptions import CorruptFileError, InvalidInputError, NonFiniteError, NotFittedError
 from steerkit.hooks import edit
 from steerkit.language_model import LanguageModel
 from steerkit.metrics import TOKENS_PER_BATCH, EffectReader, distinct_2, question_likelihoods
@@ -80,7 +81,7 @@ class Sweep:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write ``cells.jsonl`` and ``sweep.json`` into a new folder."""
-        with new_folder(path, overwrite=overwrite) as folder:
+        with new_folder(path, overwrite=overwrite, holds="sweep.json") as folder:
             self.cells.to_json(folder / "cells.jsonl", orient="records", lines=True, double_precision=15)
             (folder / "sweep.json").write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
 
@@ -137,6 +138,12 @@ def sweep(
     **generation
         As in ``transformers``' ``generate``.
     """
+    if not hasattr(estimator, "layers_"):
+        raise NotFittedError("the estimator is not fitted; call its fit first.")
+    if not hasattr(reader, "layer_"):
+        raise NotFittedError("the reader is not fitted; call its fit with prompts that the direction has not seen.")
+    if "num_return_sequences" in generation:
+        raise InvalidInputError("num_return_sequences is not supported, a cell is one answer; sweep again with a seed.")
     model = LanguageModel.of(estimator.model)
     checked, others = check_prompts(prompts), check_prompts(distractors)
     if len(set(map(str, [*checked, *others]))) < 2 or len(set(map(str, checked))) < len(checked):
@@ -144,16 +151,17 @@ def sweep(
             f"{len(checked)} prompts and {len(others)} distractors came, no prompt twice and at least two different "
             "questions in all were expected; preservation is told by finding the question among others."
         )
-    strengths = sorted({float(alpha) for alpha in alphas} - {0.0})
+    try:
+        strengths = sorted({float(alpha) for alpha in np.atleast_1d(np.asarray(alphas, dtype=float))} - {0.0})
+    except (TypeError, ValueError):
+        strengths = []
     if not strengths or not np.isfinite(strengths).all():
-        raise NonFiniteError(
-            f"alphas={list(alphas)} must hold finite numbers other than 0; pass fractions such as 0.1."
-        )
+        raise NonFiniteError(f"alphas={alphas!r} must hold finite numbers other than 0; pass fractions such as [0.1].")
     if isinstance(layers, str) and layers == "auto":
         fitted = zip(estimator.layers_, estimator.directions_, strict=True)
         steered = [layer for layer, direction in fitted if direction.any()]
     else:
-        steered = np.atleast_1d(layers).tolist()
+        steered = resolve_layers(model, layers)
     vectors = {layer: estimator.vector(layer) for layer in steered}
 
     rows = [("unsteered", -1, 0.0, index) for index in range(len(checked))]
@@ -218,7 +226,7 @@ def _generate(
         for layer in sorted({int(layers[row]) for row in rows if row in steps}):
             added = np.stack([steps[row] if layers[row] == layer else none for row in rows])
             edits.append((layer, partial(add, direction=torch.from_numpy(added), amount=torch.tensor(1.0))))
-        with model.load().lock, edit(model.blocks, edits):
+        with model.held(), edit(model.blocks, edits):
             batch = model.generate([sequences[row] for row in rows], **generation)
         for row, text in zip(rows, batch, strict=True):
             texts[row] = text

@@ -117,10 +117,15 @@ def run_url(run_id: str, *, uri: str | None = None, port: int = 5000) -> str:
     )
 
 
-def serve_ui(*, uri: str = STORE, port: int = 5000) -> int:
-    """Serve MLflow's own pages of the store on loopback until interrupted; return the exit status."""
+def check_store(uri: str) -> None:
+    """Raise `InvalidInputError` if the store is a local database that is not there."""
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise InvalidInputError(f"{uri} does not exist yet; run `steerkit run RECIPE` first, or pass --store.")
+
+
+def serve_ui(*, uri: str = STORE, port: int = 5000) -> int:
+    """Serve MLflow's own pages of the store on loopback until interrupted; return the exit status."""
+    check_installed()
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     command = [
         sys.executable,

@@ -85,19 +85,26 @@ class SteeringVector:
 
 
 @contextmanager
-def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(path: str | Path, *, overwrite: bool = False, holds: str) -> Iterator[Path]:
     """Yield a temporary folder that becomes ``path`` when the context ends well, and vanishes otherwise.
+
+    Only a folder that is empty or has the file ``holds``, by which it is known as written by steerkit, is replaced.
 
     Raises
     ------
     OutputExistsError
         ``path`` exists and ``overwrite`` is false.
     """
-    path = Path(path)
+    given, path = path, Path(path).resolve()
     if path.exists() and not overwrite:
-        raise OutputExistsError(f"{path} exists; pass overwrite=True (--overwrite) to replace it, or another path.")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        raise OutputExistsError(f"{given} exists; pass overwrite=True (--overwrite) to replace it, or another path.")
+    if path.exists() and not (path.is_dir() and ((path / holds).is_file() or not any(path.iterdir()))):
+        raise OutputExistsError(f"{given} was not written by steerkit (it has no {holds}); pass another path.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    except OSError as error:
+        raise InvalidInputError(f"{given} cannot be written ({error.strerror}); pass another path.") from error
     try:
         yield temporary
         temporary.chmod(0o777 & ~_umask())
@@ -105,7 +112,7 @@ def new_folder(path: str | Path, *, overwrite: bool = False) -> Iterator[Path]:
             old = temporary.with_name(temporary.name + "-old")
             path.rename(old)
             temporary.rename(path)
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+            shutil.rmtree(old)
         else:
             temporary.rename(path)
     finally:
@@ -140,6 +147,8 @@ def load_vectors(folder: str | Path) -> tuple[list[SteeringVector], dict[str, An
     try:
         content = json.loads(raw)
         digest = content.pop("sha256")
+        if content["format"] != 1:
+            raise CorruptFileError(f"{folder} has format {content['format']!r}, 1 was expected; upgrade steerkit.")
         if digest != _digest(content, tensors):
             raise CorruptFileError(
                 f"{folder} was changed after it was saved: its digest does not match; get the original."

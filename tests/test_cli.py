@@ -82,7 +82,10 @@ def test_an_existing_output_is_refused_before_any_work(ran: str, home: Path) -> 
     before = sorted((home / "out").rglob("*"))
     result = CliRunner().invoke(app, ["run", RECIPE, "--output", str(home / "out")])
     assert result.exit_code == 2
-    assert result.stderr == f"Error: {home / 'out'} exists; pass --overwrite to replace it, or another --output.\n"
+    assert (
+        result.stderr
+        == f"Error: {home / 'out'} exists; pass overwrite=True (--overwrite) to replace it, or another path.\n"
+    )
     assert sorted((home / "out").rglob("*")) == before
 
 

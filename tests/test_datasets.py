@@ -66,6 +66,18 @@ def test_csv_and_jsonl_load_alike(tmp_path: Path, suffix: str) -> None:
     assert bunch.groups.tolist() == ["a", "b", "b"]
 
 
+def test_files_of_spreadsheets_and_odd_line_ends_load(tmp_path: Path) -> None:
+    path = tmp_path / "set.CSV"
+    path.write_bytes("\ufefftext,label\r\none\u2028line,0\r\nb,1\r\n".encode())
+    assert load_contrast(path, labels=("1", "0")).data == ["one\u2028line", "b"]
+    assert load_contrast(path).target.tolist() == [0, 1]
+    (tmp_path / "set.jsonl").write_text('{"text": "a", "label": 0, "group": 0}\n{"text": "b", "label": 1, "group": 1}')
+    assert load_contrast(tmp_path / "set.jsonl").groups.tolist() == ["0", "1"]
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ContrastSetError, match=re.escape("folder.csv cannot be read (Is a directory); pass a file.")):
+        load_contrast(tmp_path / "folder.csv")
+
+
 def test_groups_are_optional(tmp_path: Path) -> None:
     path = tmp_path / "set.csv"
     path.write_text("text,label\na,0\nb,1\n")
@@ -91,6 +103,11 @@ def test_groups_are_optional(tmp_path: Path) -> None:
             "a.jsonl",
             '{"text": "a", "label": 0}\n{"text": 3, "label": 1}',
             "the text of row 2 of {path} is blank or no string",
+        ),
+        (
+            "a.csv",
+            "label,text\nx,Hello, you\ny,b\n",
+            "row 1 of {path} has more fields than the header; put texts with commas in quotes.",
         ),
         ("a.jsonl", '{"text": "a"', "{path} is damaged (Expecting ',' delimiter: line 1 column 13 (char 12)); save it"),
         ("a.jsonl", "[1]", "{path} has lines that are no JSON objects; write one object per line."),

@@ -138,6 +138,23 @@ def test_cross_validation_and_pipelines_take_it(fitted: SteeringEstimator) -> No
     assert list(frame.columns) == ["layer0", "layer1", "layer2", "layer3"]
 
 
+def test_data_frames_are_put_out_by_transform_only(fitted: SteeringEstimator) -> None:
+    framed = clone(fitted).set_output(transform="pandas").fit(TEXTS, LABELS)
+    np.testing.assert_array_equal(framed.predict(TEXTS), fitted.predict(TEXTS))
+    with sklearn.config_context(transform_output="pandas"):
+        everywhere = clone(fitted).fit(TEXTS, LABELS)
+        assert everywhere.score(TEXTS, LABELS) == fitted.score(TEXTS, LABELS)
+
+
+def test_a_failed_refit_leaves_the_fit_before_it(fitted: SteeringEstimator) -> None:
+    estimator = clone(fitted).set_params(layers=[1, 2]).fit(TEXTS, LABELS)
+    before = estimator.vector(2).direction
+    with pytest.raises(PromptError, match="takes at most 128"):
+        estimator.set_params(layers=[3]).fit([*TEXTS[:-1], "a " * 200], LABELS)
+    assert estimator.layers_ == [1, 2]
+    np.testing.assert_array_equal(estimator.vector(2).direction, before)
+
+
 @pytest.mark.parametrize("routing", [True, False])
 def test_groups_reach_the_fit(fitted: SteeringEstimator, routing: bool) -> None:
     with sklearn.config_context(enable_metadata_routing=routing):
@@ -176,7 +193,7 @@ def test_bf16_models_give_float32_statistics(saved: Saved) -> None:
         (TEXTS, [0, 1], ContrastSetError, "X has 12 texts, y has 2 labels; pass one of each per text."),
         ("what is it", [0, 1], PromptError, "prompts is a str, a list of str was expected; put it in a list."),
         (["what", ""], [0, 1], PromptError, "prompt 1 is empty, text was expected; remove it or fill it."),
-        (["what", 7], [0, 1], PromptError, "prompt 1 is a int, text was expected; pass a str."),
+        (["what", 7], [0, 1], PromptError, "prompt 1 is a int, text was expected; pass a str,"),
     ],
 )
 def test_bad_input_is_refused(X: Any, y: Any, error: type[Exception], expected: str) -> None:
@@ -187,6 +204,8 @@ def test_bad_input_is_refused(X: Any, y: Any, error: type[Exception], expected: 
 def test_bad_parameters_and_early_use_are_refused(fitted: SteeringEstimator) -> None:
     with pytest.raises(LayerError, match=re.escape("layer=40 is outside 0..3 for the model; pass layer='auto' or an")):
         clone(fitted).set_params(layer=40).fit(TEXTS, LABELS)
+    with pytest.raises(InvalidInputError, match="cv=1 is no number of folds; pass an int of at least 2, or a splitter"):
+        clone(fitted).set_params(cv=1).fit(TEXTS, LABELS)
     with pytest.raises(InvalidInputError, match="learner='bert' is not known;"):
         clone(fitted).set_params(learner="bert").fit(TEXTS, LABELS)
     with pytest.raises(NotFittedError, match=re.escape("SteeringEstimator is not fitted; call fit first.")):

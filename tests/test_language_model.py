@@ -10,7 +10,7 @@ import pytest
 import torch
 from sklearn.base import clone
 
-from steerkit.exceptions import LayerError, ModelLoadError, PromptError
+from steerkit.exceptions import InvalidInputError, LayerError, ModelLoadError, PromptError
 from steerkit.language_model import LanguageModel
 from steerkit.metrics import generate
 from tests.models import TEXTS, tiny
@@ -93,9 +93,14 @@ def test_with_cache_is_without(model: LanguageModel) -> None:
     [
         ([""], "prompt 0 is empty, text was expected; remove it or fill it."),
         (["what", " \n"], "prompt 1 is empty, text was expected; remove it or fill it."),
-        (["what", 3], "prompt 1 is a int, text was expected; pass a str."),
-        (["what", None], "prompt 1 is a NoneType, text was expected; pass a str."),
-        ([[]], "prompt 0 is a list, text was expected; pass a str."),
+        (["what", 3], "prompt 1 is a int, text was expected; pass a str, or a list of chat messages."),
+        (["what", None], "prompt 1 is a NoneType, text was expected; pass a str, or a list of chat messages."),
+        ([[]], "prompt 0 is a list, text was expected; pass a str, or a list of chat messages."),
+        ([["a", "b"]], "prompt 0 is a list, text was expected; pass a str, or a list of chat messages."),
+        (
+            [[{"content": "hi"}]],
+            "prompt 0 has a message without role and content; pass {'role': 'user', 'content': text}.",
+        ),
         (["a " * 200], "prompt 0 has 201 tokens, the model takes at most 128; shorten it."),
     ],
 )
@@ -139,6 +144,43 @@ def test_answers_that_would_outgrow_the_context_are_refused() -> None:
     with pytest.raises(PromptError, match=f"^{re.escape(expected)}$"):
         generate(model, model.encode(TEXTS[:1]), max_new_tokens=117)
     assert len(generate(model, model.encode(TEXTS[:1]))) == 1  # by default, as many as fit
+
+
+def test_a_model_that_lacks_weights_is_refused(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = tmp_path / "partial"
+    model = LanguageModel(saved("llama"))
+    weights = {name: value for name, value in model.model.state_dict().items() if "layers.1." not in name}
+    model.model.save_pretrained(folder, state_dict=weights)
+    model.tokenizer.save_pretrained(folder)
+    with pytest.raises(ModelLoadError, match=r"of its weights .* which would be random; get it again"):
+        LanguageModel(folder).load()
+
+
+def test_a_wrapped_model_is_itself_whatever_its_name(saved: Callable[[str], Path]) -> None:
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(saved("llama")).train()
+    model = LanguageModel.wrap(loaded, tiny("llama").tokenizer)
+    assert not loaded.training
+    assert model != LanguageModel(saved("llama"))
+    with pytest.raises(pickle.PicklingError, match="exists only in memory"):
+        pickle.dumps(model)
+
+
+def test_bad_handles_are_refused(saved: Callable[[str], Path]) -> None:
+    with pytest.raises(ModelLoadError, match="model is a NoneType, a name or folder was expected; pass a str or Path"):
+        LanguageModel(None)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="chat='yes' is not understood; pass 'auto', True or False"):
+        LanguageModel(saved("llama"), chat="yes")
+    with pytest.raises(InvalidInputError, match="has no chat template; pass chat='auto' or False"):
+        LanguageModel(saved("gpt2"), chat=True).encode(["star"])
+    with pytest.raises(ModelLoadError, match="and a device that is there"):
+        LanguageModel(saved("llama"), device="toaster").load()
+
+
+def test_a_folder_is_found_from_anywhere(saved: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(saved("llama").parent)
+    assert LanguageModel("llama").name == str(saved("llama").resolve())
 
 
 def test_unknown_generation_settings_are_refused() -> None:

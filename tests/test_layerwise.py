@@ -107,7 +107,9 @@ def test_a_layer_without_a_difference_has_no_direction_and_spoils_no_other(learn
             [0, 1, 2] * 2,
             "y has 3 classes (0, 1, 2), exactly two were expected; pass texts of both classes and no third.",
         ),
-        ([0.0, 1.0, np.nan] * 2, "y holds NaN, two classes were expected; drop or label those samples."),
+        ([0.0, 1.0, np.nan] * 2, "y holds NaN or None, two classes were expected; drop or label those samples."),
+        (["a", "b", None] * 2, "y holds NaN or None, two classes were expected; drop or label those samples."),
+        ([["a", "b"]] * 6, "y has shape (6, 2), (n_samples,) was expected; pass one label per text."),
         ([0, 1], "X has 6 samples, y and groups must have as many; check how they were built."),
     ],
 )

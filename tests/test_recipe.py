@@ -9,7 +9,7 @@ from steerkit.exceptions import RecipeError
 from steerkit.recipe import Recipe, load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-SMALL = 'name: small\nsweep: {prompts: ["What is it?"]}\n'
+SMALL = 'name: small\nsweep: {prompts: ["What is it?", "Why?"]}\n'
 
 
 @pytest.mark.parametrize("name", [path.name for path in RECIPES.glob("*.yaml")])
@@ -30,13 +30,13 @@ def test_settings_change_keys_in_place(tmp_path: Path) -> None:
     recipe = load_recipe(path, ["sweep.alphas=[-0.1, 0, 0.1]", "estimator.learner=mean-diff", "track=false"])
     assert recipe.sweep.alphas == [-0.1, 0.0, 0.1]
     assert (recipe.estimator.learner, recipe.track) == ("mean-diff", False)
-    assert recipe.sweep.prompts == ["What is it?"]
+    assert recipe.sweep.prompts == ["What is it?", "Why?"]
 
 
 def test_data_files_are_found_beside_the_recipe(tmp_path: Path) -> None:
     (tmp_path / "mine.csv").write_text("text,label\na,novice\nb,expert\n")
     (tmp_path / "small.yaml").write_text(SMALL + "data: {train: mine.csv}\n")
-    assert load_recipe(tmp_path / "small.yaml").data.train == str(tmp_path / "mine.csv")
+    assert load_recipe(tmp_path / "small.yaml").data.train == str((tmp_path / "mine.csv").resolve())
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,9 @@ def test_data_files_are_found_beside_the_recipe(tmp_path: Path) -> None:
         ),
         ("", ["sweep.alphas=[.nan]"], "sweep.alphas.0: input should be a finite number, got nan"),
         ("", ["sweep.max_new_tokens=0"], "sweep.max_new_tokens: input should be greater than or equal to 1, got 0"),
-        ("", ["sweep.prompts=[]"], "sweep.prompts: list should have at least 1 item after validation, not 0, got []"),
+        ("", ["sweep.prompts=[]"], "sweep.prompts: list should have at least 2 items after validation, not 0, got []"),
+        ("", ["show=''"], "show: value error, text is empty, got ''"),
+        ("", ["sweep.prompts=[a, a]"], "sweep.prompts: value error, a prompt occurs twice, got ['a', 'a']"),
         ("", ["estimator.learner"], "--set estimator.learner has no '='; pass it as key=value, such as"),
         ("", ["name.of=x"], "--set name.of=x: name is no section of the recipe;"),
         ("data: {train: gone.csv}", [], "gone.csv, named in "),
@@ -104,6 +106,6 @@ def test_missing_and_empty_recipes_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_recipe_is_frozen(tmp_path: Path) -> None:
-    recipe = Recipe.model_validate({"name": "x", "sweep": {"prompts": ["a"]}})
+    recipe = Recipe.model_validate({"name": "x", "sweep": {"prompts": ["a", "b"]}})
     with pytest.raises(ValueError, match="frozen"):
         recipe.name = "y"  # type: ignore[misc]

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,19 @@ import numpy as np
 import pytest
 import torch
 
-from steerkit.exceptions import FingerprintError, InvalidInputError, NonFiniteError, OutputExistsError, PromptError
+from steerkit.activations import ActivationExtractor
+from steerkit.exceptions import (
+    CorruptFileError,
+    FingerprintError,
+    InvalidInputError,
+    NonFiniteError,
+    OutputExistsError,
+    PromptError,
+    SteeringActiveError,
+)
 from steerkit.hooks import capture
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import generate
+from steerkit.metrics import generate, log_likelihoods
 from steerkit.steered import SteeredModel
 from steerkit.vectors import SteeringVector
 from tests.models import TEXTS, tiny
@@ -210,6 +220,7 @@ def test_a_vector_for_another_model_is_refused() -> None:
         (float("nan"), NonFiniteError, "alpha=NaN is not finite; pass a fraction such as 0.07."),
         ([0.1, float("inf")], NonFiniteError, "alpha=[0.1, Infinity] is not finite; pass a fraction such as 0.07."),
         ([0.1], PromptError, "alpha has shape (1,) for 2 prompts; pass one number, or one for each prompt."),
+        (1e300, NonFiniteError, "alpha=1e+300 is not finite; pass a fraction such as 0.07."),
         ("high", InvalidInputError, "alpha='high' is no number; pass a fraction of the norm such as 0.07."),
     ],
 )
@@ -229,3 +240,67 @@ def test_a_single_string_is_no_list_of_prompts() -> None:
         SteeredModel(model, vector_for(model), operation="double")
     with pytest.raises(InvalidInputError, match=re.escape("vectors is empty; pass at least one SteeringVector.")):
         SteeredModel(model, [])
+
+
+def test_a_model_that_is_being_steered_answers_nothing_else(model: LanguageModel) -> None:
+    """Nested steering, streams inside of it and readings under the hook would all be silently wrong."""
+    steered = SteeredModel(model, vector_for(model))
+    expected = "the model is being steered by a context around this call; leave it first, or put all vectors"
+    calls: list[Callable[[], Any]] = [
+        lambda: steered.generate(TEXTS[0], alpha=0),
+        lambda: list(steered.stream(TEXTS[0], max_new_tokens=2)),
+        lambda: steered.steering(0.1).__enter__(),
+        lambda: ActivationExtractor(model).transform(TEXTS[:1]),
+        lambda: log_likelihoods(model, TEXTS[:1], ["star"]),
+    ]
+    with steered.steering(0.5):
+        for call in calls:
+            with pytest.raises(SteeringActiveError, match=f"^{re.escape(expected)}"):
+                call()
+    assert n_hooks(model) == 0
+
+
+def test_threads_wait_for_each_other(model: LanguageModel) -> None:
+    steered = SteeredModel(model, vector_for(model))
+    alphas = [-2.0, 0.0, 2.0, 0.5] * 3
+    expected = [steered.generate(TEXTS[0], alpha=alpha, max_new_tokens=4) for alpha in alphas]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda alpha: steered.generate(TEXTS[0], alpha=alpha, max_new_tokens=4), alphas))
+    assert answers == expected
+
+
+def test_how_the_model_is_loaded_is_saved_too(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    model = LanguageModel(saved("gemma3"), chat=False, dtype="float64", blocks="model.layers")
+    SteeredModel(model, vector_for(model)).save_pretrained(tmp_path / "steered")
+    loaded = SteeredModel.from_pretrained(tmp_path / "steered").model
+    assert (loaded.uses_chat, loaded.model.dtype, loaded.blocks_path) == (False, torch.float64, "model.layers")
+
+
+def test_settings_that_could_run_code_are_refused(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    from steerkit.vectors import save_vectors
+
+    model = {"name": str(saved("llama")), "trust_remote_code": True}
+    save_vectors(tmp_path, [vector_for(LanguageModel(saved("llama")))], model=model, alpha=0.1, operation="add")
+    with pytest.raises(CorruptFileError, match="unknown settings of the model: \\['trust_remote_code'\\]"):
+        SteeredModel.from_pretrained(tmp_path)
+
+
+def test_a_conversation_is_one_prompt() -> None:
+    model = tiny("llama", chat=True, dtype=torch.float64)
+    steered = SteeredModel(model, vector_for(model))
+    conversation = [{"role": "user", "content": TEXTS[0]}]
+    assert steered.generate(conversation, max_new_tokens=4) == steered.generate(TEXTS[0], max_new_tokens=4)
+    assert steered.generate([conversation] * 2, max_new_tokens=4) == steered.generate(TEXTS[:1] * 2, max_new_tokens=4)
+    with pytest.raises(PromptError, match="prompts is a dict, a list of str was expected; put it in a list"):
+        steered.generate(conversation[0])  # type: ignore[call-overload]
+
+
+def test_temperature_zero_is_greedy() -> None:
+    model = tiny("llama", dtype=torch.float64)
+    steered = SteeredModel(model, vector_for(model))
+    greedy = steered.generate(TEXTS[0], max_new_tokens=8)
+    assert steered.generate(TEXTS[0], max_new_tokens=8, temperature=0) == greedy
+    with pytest.raises(
+        InvalidInputError, match="max_new_tokens=0 is no positive int; pass how many tokens may be added"
+    ):
+        steered.generate(TEXTS[0], max_new_tokens=0)

@@ -110,7 +110,9 @@ def test_bad_sweeps_are_refused_before_any_work(fitted: SteeringEstimator, reade
         sweep(fitted, PROMPTS[:1], reader=reader)
     with pytest.raises(InvalidInputError, match="2 prompts and 0 distractors came, no prompt twice"):
         sweep(fitted, PROMPTS[:1] * 2, reader=reader)
-    with pytest.raises(NonFiniteError, match=re.escape("alphas=[0.1, nan] must hold finite numbers other than 0;")):
+    with pytest.raises(
+        NonFiniteError, match=re.escape("alphas=[0.1, nan] must hold finite numbers other than 0; pass")
+    ):
         sweep(fitted, PROMPTS, reader=reader, alphas=[0.1, float("nan")])
     with pytest.raises(LayerError, match=r"layer=9 is outside 0\.\.3"):
         sweep(fitted, PROMPTS, reader=reader, layers=[9])
@@ -164,6 +166,10 @@ def test_calibration_refuses_where_nothing_beats_the_control() -> None:
     )
     with pytest.raises(NothingSteersError, match=re.escape(expected)):
         calibrate(planted_sweep(steering=0.0))
+    silent = planted_sweep()
+    silent.cells["preserved"] = 0.0
+    with pytest.raises(NothingSteersError, match="0% of the unsteered answers to 12 prompts are found to answer their"):
+        calibrate(silent)
     unreadable = Sweep(planted_sweep().cells, {"reader_accuracy": 0.52})
     with pytest.raises(NothingSteersError, match=r"are told apart with accuracy 0\.52, at least 0\.6 was expected,"):
         calibrate(unreadable)

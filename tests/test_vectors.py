@@ -103,18 +103,27 @@ def test_a_vector_is_frozen() -> None:
 
 
 def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="half-way"), new_folder(tmp_path / "out") as folder:
+    with pytest.raises(RuntimeError, match="half-way"), new_folder(tmp_path / "out", holds="file") as folder:
         (folder / "file").write_text("half")
         raise RuntimeError("half-way")
     assert list(tmp_path.iterdir()) == []
-    with new_folder(tmp_path / "out") as folder:
+    with new_folder(tmp_path / "out", holds="file") as folder:
         (folder / "file").write_text("one")
-    with pytest.raises(OutputExistsError, match="exists; pass overwrite=True"), new_folder(tmp_path / "out"):
+    with (
+        pytest.raises(OutputExistsError, match="exists; pass overwrite=True"),
+        new_folder(tmp_path / "out", holds="file"),
+    ):
         pass
-    with pytest.raises(RuntimeError, match="again"), new_folder(tmp_path / "out", overwrite=True):
+    with pytest.raises(RuntimeError, match="again"), new_folder(tmp_path / "out", overwrite=True, holds="file"):
         raise RuntimeError("again")
     assert (tmp_path / "out" / "file").read_text() == "one"
-    with new_folder(tmp_path / "out", overwrite=True) as folder:
+    with new_folder(tmp_path / "out", overwrite=True, holds="file") as folder:
         (folder / "other").write_text("two")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["other"]
+    expected = f"{tmp_path / 'out'} was not written by steerkit (it has no file); pass another path."
+    with (
+        pytest.raises(OutputExistsError, match=f"^{re.escape(expected)}$"),
+        new_folder(tmp_path / "out", overwrite=True, holds="file"),
+    ):
+        pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
