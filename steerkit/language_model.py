@@ -1,6 +1,5 @@
 """A lazy handle on a causal language model and its tokenizer: what scikit-learn may clone, compare and pickle."""
 
-import copy
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from steerkit.exceptions import InvalidInputError, LayerError, ModelLoadError, PromptError, SteeringActiveError
 from steerkit.fingerprint import Fingerprint
+from steerkit.generation import generation_settings
 from steerkit.hooks import find_blocks, is_edited
 from steerkit.loading import Loaded, load
 from steerkit.prompts import Prompt, check_prompt
@@ -276,40 +276,8 @@ class LanguageModel:
         return self.decode(output[:, ids.shape[1] :])
 
     def generation_config(self, length: int, **generation: Any) -> Any:
-        """Return the settings for a prompt of ``length`` tokens: the model's own, with ``generation`` over them.
-
-        Greedy, and as many new tokens as the model's own settings say, else 200, if the context has room for them.
-        """
-        sampling = ("temperature", "top_p", "top_k", "min_p", "typical_p")
-        config = copy.deepcopy(self.model.generation_config)
-        room = self.context_length - length
-        options = {"max_new_tokens": min(config.max_new_tokens or 200, room), "max_length": None, **generation}
-        if options.get("temperature") == 0:
-            options |= {"do_sample": False}
-        if options.pop("return_dict_in_generate", False):
-            raise InvalidInputError(
-                "return_dict_in_generate=True is not supported; call the model in steering() instead."
-            )
-        asked = options["max_new_tokens"]
-        if isinstance(asked, bool) or not isinstance(asked, int | None) or (asked is not None and asked < 1 <= room):
-            raise InvalidInputError(f"max_new_tokens={asked!r} is no positive int; pass how many tokens may be added.")
-        if asked is None or asked > room or room == 0:
-            raise PromptError(
-                f"a prompt of {length} tokens and max_new_tokens={asked} do not fit in the context of "
-                f"{self.context_length} tokens; shorten the prompt or ask for fewer."
-            )
-        options.setdefault("do_sample", any(generation.get(name) is not None for name in sampling))
-        if not options["do_sample"]:
-            options |= dict.fromkeys(sampling)
-        if unknown := config.update(**options):
-            raise TypeError(
-                f"{', '.join(map(repr, unknown))} is no generation setting; pass those of transformers' "
-                "GenerationConfig, such as max_new_tokens, temperature or num_beams."
-            )
-        if config.pad_token_id is None:
-            eos = config.eos_token_id
-            config.pad_token_id = (eos[0] if isinstance(eos, list) else eos) or 0
-        return config
+        """Return the settings for a prompt of ``length`` tokens: the model's own, with ``generation`` over them."""
+        return generation_settings(self.model.generation_config, self.context_length, length, generation)
 
     def decode(self, tokens: Tensor) -> list[str]:
         """Return the text of each row of token ids, special tokens left out."""

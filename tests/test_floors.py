@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "steerkit"
 FLOORS = [
     ["exceptions"],
-    ["operations", "hooks", "learners", "datasets", "batching", "prompts", "fingerprint", "loading"],
+    ["operations", "hooks", "learners", "datasets", "batching", "generation", "prompts", "fingerprint", "loading"],
     ["language_model", "vectors", "layerwise"],
     ["activations", "steered"],
     ["estimator", "metrics"],
