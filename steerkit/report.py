@@ -30,13 +30,13 @@ def layers_table(
         steering = ["–"] * 3
         if calibration is not None and layer in calibration.layers.index:
             row = calibration.layers.loc[layer]
-            steering = [f"{row['lower']:+g} … {row['upper']:+g}", f"{row['span']:.3f}", f"{row['control_span']:.3f}"]
+            steering = [f"{row['lower']:+g} … {row['upper']:+g}", f"{row['span']:.2f}", f"{row['control_span']:.2f}"]
         chosen = calibration is not None and layer == calibration.layer
         table.add_row(
             f"→ {layer}" if chosen else str(layer),
-            f"{estimator.accuracies_[place]:.3f}",
-            f"{estimator.accuracy_errors_[place]:.3f}",
-            "–" if test_scores is None else f"{test_scores[place]:.3f}",
+            f"{estimator.accuracies_[place]:.2f}",
+            f"{estimator.accuracy_errors_[place]:.2f}",
+            "–" if test_scores is None else f"{test_scores[place]:.2f}",
             f"{estimator.norms_[place]:.1f}",
             *steering,
             style="bold" if chosen else None,

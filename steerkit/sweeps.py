@@ -24,7 +24,7 @@ from steerkit.operations import add
 from steerkit.prompts import Prompt, check_prompts
 from steerkit.vectors import new_folder
 
-ALPHAS = (-0.6, -0.45, -0.3, -0.15, 0.15, 0.3, 0.45, 0.6)
+ALPHAS = (-0.7, -0.35, -0.25, -0.15, 0.15, 0.25, 0.35, 0.7)
 METRICS = {
     "effect": "reading of the answer minus that of the unsteered one, in units of alpha",
     "preserved": "1 if the unsteered model still finds the question that the answer answers, else 0",
@@ -82,17 +82,20 @@ class Sweep:
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write ``cells.jsonl`` and ``sweep.json`` into a new folder."""
         with new_folder(path, overwrite=overwrite, holds="sweep.json") as folder:
-            self.cells.to_json(folder / "cells.jsonl", orient="records", lines=True, double_precision=15)
+            rows = self.cells.astype(object).where(self.cells.notna(), None).to_dict("records")
+            # Not by pandas, which rounds: 0.35 must come back as 0.35.
+            lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+            (folder / "cells.jsonl").write_text(lines, encoding="utf-8")
             (folder / "sweep.json").write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read what `save` wrote."""
         try:
-            types = {"prompt": str, "text": str, "alpha": float, **dict.fromkeys(METRICS, float)}
-            cells = pd.read_json(Path(path, "cells.jsonl"), lines=True, dtype=types)
+            lines = Path(path, "cells.jsonl").read_text(encoding="utf-8").splitlines()
+            cells = pd.DataFrame(map(json.loads, lines)).astype({"alpha": float, **dict.fromkeys(METRICS, float)})
             settings = json.loads(Path(path, "sweep.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(f"{path} holds no readable sweep ({error}); run it again.") from error
         return cls(cells, settings)
 

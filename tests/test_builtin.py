@@ -36,14 +36,14 @@ def test_it_is_small_bf16_and_loads_with_plain_transformers() -> None:
 def test_a_probe_reads_what_a_bag_of_words_cannot(estimator: SteeringEstimator) -> None:
     train, test = load_expertise(subset="train"), load_expertise(subset="test")
     probe = estimator.layer_scores(test.data, test.target).max()
-    assert probe >= 0.9
+    assert probe >= 0.97
     assert bag_of_words_accuracy(train, test) <= probe - 0.2
 
 
 def test_the_article_s_ten_prompts_give_nearly_the_same_direction(estimator: SteeringEstimator) -> None:
     article = load_expertise(subset="article")
     few = SteeringEstimator("builtin:tutor", layer=estimator.layer_).fit(article.data, article.target)
-    assert few.vector().direction @ estimator.vector().direction > 0.7
+    assert few.vector().direction @ estimator.vector().direction > 0.8
 
 
 def test_steering_changes_the_answer_both_ways_and_saves(estimator: SteeringEstimator, tmp_path: Path) -> None:

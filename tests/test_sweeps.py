@@ -96,7 +96,10 @@ def test_a_pivot_holds_means_and_the_unsteered_column(swept: Sweep) -> None:
 def test_a_saved_sweep_loads_equal(swept: Sweep, tmp_path: Path) -> None:
     swept.save(tmp_path / "sweep")
     loaded = Sweep.load(tmp_path / "sweep")
-    pd.testing.assert_frame_equal(loaded.cells, swept.cells)
+    pd.testing.assert_frame_equal(loaded.cells, swept.cells, check_exact=True)
+    odd = Sweep(swept.cells.assign(alpha=swept.cells["alpha"] * 0.7, margin=np.nan), {})
+    odd.save(tmp_path / "odd")
+    pd.testing.assert_frame_equal(Sweep.load(tmp_path / "odd").cells, odd.cells, check_exact=True)
     assert loaded.settings == swept.settings
     (tmp_path / "sweep" / "cells.jsonl").write_text("{half")
     with pytest.raises(CorruptFileError, match="holds no readable sweep"):
