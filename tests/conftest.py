@@ -8,12 +8,17 @@ for library in ("OMP", "OPENBLAS"):  # before anything imports them: tiny models
 from collections.abc import Callable
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 
 from steerkit.estimator import SteeringEstimator
 from steerkit.language_model import LanguageModel
 from tests.models import ARCHITECTURES, LABELS, TEXTS, tiny, tiny_model, tiny_tokenizer
+
+# A busy machine is no failure: time is never asserted.
+hypothesis.settings.register_profile("steerkit", deadline=None)
+hypothesis.settings.load_profile("steerkit")
 
 
 @pytest.fixture(params=ARCHITECTURES)
