@@ -108,12 +108,12 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
         """
         texts = check_prompts(X)
         labels = np.asarray(y)
+        check_labels(labels)
         if len(texts) != len(labels) or (groups is not None and len(np.asarray(groups)) != len(texts)):
             n_groups = "" if groups is None else f", {len(np.asarray(groups))} groups"
             raise ContrastSetError(
                 f"X has {len(texts)} texts, y has {len(labels)} labels{n_groups}; pass one of each per text."
             )
-        check_labels(labels)
         make_learner(self.learner)
         model = LanguageModel.of(self.model)
         layers = resolve_layers(model, self.layers)

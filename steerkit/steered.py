@@ -112,9 +112,8 @@ class SteeredModel:
         """Yield the answer to one prompt piece by piece. Closing the iterator early stops the generation."""
         from transformers import StoppingCriteriaList, TextIteratorStreamer
 
-        with (
-            self.model.held()
-        ):  # where the caller's own thread steers the model, the streaming thread would wait forever
+        # Held once here: if the caller's own thread steers the model, the streaming thread would wait forever.
+        with self.model.held():
             sequence = self.model.encode(check_prompts([prompt]))
         alphas = self._alphas(alpha, 1)
         ids, mask = self.model.pad(sequence)
@@ -133,6 +132,7 @@ class SteeredModel:
                         input_ids=ids,
                         attention_mask=mask,
                         generation_config=config,
+                        tokenizer=self.model.tokenizer,
                         streamer=streamer,
                         stopping_criteria=StoppingCriteriaList([stop]),
                     )

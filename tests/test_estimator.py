@@ -190,6 +190,7 @@ def test_bf16_models_give_float32_statistics(saved: Saved) -> None:
         ([], [], ContrastSetError, "y has 0 classes (none), exactly two were expected;"),
         (TEXTS, [0] * 12, ContrastSetError, "y has 1 classes (0), exactly two were expected;"),
         (TEXTS, [0, 1, 2] * 4, ContrastSetError, "y has 3 classes (0, 1, 2), exactly two were expected;"),
+        (TEXTS, 1, ContrastSetError, "y has shape (), (n_samples,) was expected; pass one label per text."),
         (TEXTS, [0, 1], ContrastSetError, "X has 12 texts, y has 2 labels; pass one of each per text."),
         ("what is it", [0, 1], PromptError, "prompts is a str, a list of str was expected; put it in a list."),
         (["what", ""], [0, 1], PromptError, "prompt 1 is empty, text was expected; remove it or fill it."),
