@@ -83,6 +83,8 @@ def calibrate(
         raise InvalidInputError(f"preservation={preservation!r} is outside (0, 1]; pass a share such as 0.9.")
     if not perplexity > 1:
         raise InvalidInputError(f"perplexity={perplexity!r} is not above 1; pass a ratio such as 2.")
+    if "random" not in set(sweep.cells["direction"]):
+        raise InvalidInputError("the sweep has no random control to compare with; sweep with controls=('random',).")
     reading = sweep.settings.get("reader_accuracy", 1.0)
     if reading < READABLE:
         raise NothingSteersError(

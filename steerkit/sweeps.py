@@ -108,6 +108,7 @@ def sweep(
     layers: Any = "auto",
     alphas: Sequence[float] = ALPHAS,
     distractors: Sequence[Prompt] = (),
+    controls: Sequence[str] = ("random",),
     random_state: int = 0,
     max_new_tokens: int = 64,
     batch_rows: int = 64,
@@ -132,6 +133,8 @@ def sweep(
         Fractions of the layer's norm; 0 is always measured besides.
     distractors : sequence of str
         More questions from which `question_likelihoods` has to tell the true one.
+    controls : sequence of str
+        ``("random",)``, or empty to save half of the time; `calibrate` needs the control.
     random_state : int
         Of the control's directions.
     batch_rows : int
@@ -147,6 +150,8 @@ def sweep(
         raise NotFittedError("the reader is not fitted; call its fit with prompts that the direction has not seen.")
     if "num_return_sequences" in generation:
         raise InvalidInputError("num_return_sequences is not supported, a cell is one answer; sweep again with a seed.")
+    if list(controls) not in ([], ["random"]):
+        raise InvalidInputError(f"controls={controls!r} is not known; pass ('random',) or ().")
     model = LanguageModel.of(estimator.model)
     checked, others = check_prompts(prompts), check_prompts(distractors)
     if len(set(map(str, [*checked, *others]))) < 2 or len(set(map(str, checked))) < len(checked):
@@ -170,7 +175,7 @@ def sweep(
     rows = [("unsteered", -1, 0.0, index) for index in range(len(checked))]
     rows += [
         (direction, layer, alpha, index)
-        for direction in ("fitted", "random")
+        for direction in ("fitted", *controls)
         for layer in vectors
         for alpha in strengths
         for index in range(len(checked))

@@ -80,6 +80,25 @@ def test_the_random_control_has_equal_norm_and_no_other_seed_gives_it(
     assert other.cells["text"][~control].equals(swept.cells["text"][~control])
 
 
+def test_without_the_control_half_is_generated_and_calibration_refuses(
+    fitted: SteeringEstimator, reader: EffectReader, swept: Sweep
+) -> None:
+    bare = sweep(
+        fitted, PROMPTS, reader=reader, alphas=ALPHAS, distractors=TEXTS[6:8], max_new_tokens=6, controls=()
+    ).cells
+    expected = swept.cells[swept.cells["direction"] != "random"].reset_index(drop=True)
+    assert bare["text"].tolist() == expected["text"].tolist()
+    with pytest.raises(
+        InvalidInputError,
+        match=r"^the sweep has no random control to compare with; sweep with controls=\('random',\)\.$",
+    ):
+        calibrate(Sweep(bare, {}))
+    with pytest.raises(
+        InvalidInputError, match=r"^controls=\('shuffled',\) is not known; pass \('random',\) or \(\)\.$"
+    ):
+        sweep(fitted, PROMPTS, reader=reader, controls=("shuffled",))
+
+
 def test_a_pivot_holds_means_and_the_unsteered_column(swept: Sweep) -> None:
     table = swept.pivot("preserved")
     assert table.columns.tolist() == [-1.0, 0.0, 0.5]

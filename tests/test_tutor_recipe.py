@@ -2,11 +2,17 @@
 
 import math
 import random
+import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
 
+from recipes.tutor.claims import SIDES
 from recipes.tutor.corpus import QUESTIONS, REGISTERS, Corpus
 from recipes.tutor.judge import Judge
 from recipes.tutor.loading import load
@@ -43,6 +49,17 @@ def test_what_is_held_out_is_never_shown(corpus: Corpus) -> None:
         assert sample.template.text not in hidden
         if not sample.concept.has_persona:
             assert any(is_a_wording_of(sample.template.text.split(), others) for others in impersonal)
+
+
+def test_words_alone_do_not_tell_who_claims_what(corpus: Corpus) -> None:
+    generator, sides = random.Random(0), [side for side in SIDES for _ in range(1500)]
+    texts = [corpus.claims.compose(side, generator) for side in sides]
+    for text in texts:
+        assert len(re.findall(r"{[qQ]uestion}", text)) == 1
+        assert set(re.findall(r"{(\w+)}", text)) <= {"question", "Question", "field", "Field"}
+        assert not re.search(r"[\[\]<>|]", text)
+    words = make_pipeline(CountVectorizer(), LogisticRegression(max_iter=1000))
+    assert cross_val_score(words, texts, sides).mean() < 0.9
 
 
 def test_shipped_contrast_sets_are_what_the_recipe_writes(corpus: Corpus, tmp_path: Path) -> None:

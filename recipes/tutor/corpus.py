@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TypeVar
 
+from .claims import SIDES, Claims, choose
+
 REGISTERS = ("novice", "neutral", "expert")
 FACTS = ("what", "how", "why", "example", "compare")
 QUESTIONS = ("what", "how", "why", "compare")
@@ -105,6 +107,8 @@ class Corpus:
     """(novice, expert) phrasings by part: strong.a, strong.b, strong.heldout, mild.a, mild.b."""
     plain: tuple[Template, ...]
     """More persona phrasings for training, with alternatives in brackets; see variations.yaml."""
+    claims: Claims
+    """Parts of still more, for training only."""
     swaps: tuple[tuple[str, ...], ...]
     neutral: tuple[Template, ...]
     instructions: Mapping[str, tuple[Template, ...]]
@@ -129,7 +133,7 @@ class Corpus:
 
     def vary(self, template: Template, generator: random.Random) -> Template:
         """Word a template differently, without a change of meaning."""
-        text = re.sub(r"\[(.*?)\]", lambda match: generator.choice(match[1].split("|")), template.text)
+        text = choose(template.text, generator)
         if generator.random() < 0.5:
             return replace(template, text=text)
         swaps: dict[str, str] = {}
@@ -151,12 +155,13 @@ class Corpus:
 
     def prompt(self, concept: Concept, kind: str, template: Template, generator: random.Random) -> str:
         """Fill a template with a question about a concept."""
-        question = self.ask(concept, kind, generator)
+        question, field = self.ask(concept, kind, generator), self.name_field(concept, generator)
         return template.text.format(
             question=question,
             Question=capitalise(question),
             noun=concept.noun,
-            field=self.name_field(concept, generator),
+            field=field,
+            Field=capitalise(field),
         )
 
     def answer(self, concept: Concept, kind: str, template: Template, dice: Dice) -> tuple[str, tuple[str, ...]]:
@@ -188,17 +193,25 @@ class Corpus:
     def draw(self, generator: random.Random) -> Sample:
         """One training sample, with the mixture of prompts that the tutor is trained on."""
         concept = generator.choice(self.concepts)
-        levels = {"strong": 0.52, "mild": 0.2, "neutral": 0.16, "instruction": 0.12}
+        levels = {"strong": 0.56, "mild": 0.18, "neutral": 0.15, "instruction": 0.11}
         if not concept.has_persona:
             levels = {"neutral": 0.3, "instruction": 0.7}
         level = generator.choices(list(levels), list(levels.values()))[0]
         if level == "instruction":
             template = generator.choice(self.instructions[generator.choice(REGISTERS)])
+        elif level == "strong":
+            template = self._draw_strong(generator)
         else:
             template = generator.choice(self.neutral if level == "neutral" else self.levels[level])
-        if level == "strong" and generator.random() < 0.5:
-            template = generator.choice(self.plain)
         return self.sample(concept, generator.choice(QUESTIONS), self.vary(template, generator), generator)
+
+    def _draw_strong(self, generator: random.Random) -> Template:
+        """Most often compose it: a tutor that knows its phrasings by heart does not read new ones."""
+        source = generator.choices(("fixed", "plain", "claims"), (0.3, 0.25, 0.45))[0]
+        if source == "claims":
+            side = generator.choice(SIDES)
+            return Template(self.claims.compose(side, generator), side, "strong")
+        return generator.choice(self.plain if source == "plain" else self.levels["strong"])
 
 
 def capitalise(text: str) -> str:

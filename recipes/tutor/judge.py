@@ -64,11 +64,12 @@ class Judge:
     def _fit_register(self) -> Pipeline:
         texts, labels = [], []
         for register in REGISTERS:
-            frames = self.corpus.frames[register]
-            leads = sorted({*frames["opener"], *frames["link"]})
+            leads = sorted({*self.corpus.frames[register]["opener"], *self.corpus.frames[register]["link"]} - {""})
             clauses = [fact for concept in self.corpus.concepts for fact in concept.facts[register].values()]
-            texts += [sentence(leads[i % len(leads)], clause) for i, clause in enumerate(clauses)]
-            labels += [register] * len(clauses)
+            for i, clause in enumerate(clauses):
+                # Bare, too: else the lead-ins are all it learns, and half of the sentences have none.
+                texts += [sentence(lead, clause) for lead in ("", leads[i % len(leads)])]
+                labels += [register] * 2
         model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True), LogisticRegression(C=100.0))
         return model.fit(texts, labels)
 

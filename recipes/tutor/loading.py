@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from .claims import Claims
 from .corpus import FACTS, REGISTERS, Concept, Corpus, Domain, Template
 
 FOLDER = Path(__file__).parent
@@ -27,10 +28,12 @@ def load(folder: Path = FOLDER) -> Corpus:
     personas = _read(folder / "personas.yaml", "pairs", "neutral")
     variations = _read(folder / "variations.yaml", "swaps", "plain")
     parts = [("strong", "a"), ("strong", "b"), ("strong", "heldout"), ("mild", "a"), ("mild", "b")]
+    claims = _read(folder / "claims.yaml", "owners", "nouns", "contrasts", "claims", "messages", "greetings")
     corpus = Corpus(
         domains=tuple(_domain(path) for path in sorted((folder / "corpus").glob("*.yaml"))),
         personas={f"{level}.{part}": _pairs(personas["pairs"][level][part], level) for level, part in parts},
         plain=tuple(_template(text, side, "strong") for side, texts in variations["plain"].items() for text in texts),
+        claims=Claims(**claims),
         swaps=tuple(map(tuple, variations["swaps"])),
         neutral=tuple(_template(text, "neutral", "none") for text in personas["neutral"]),
         instructions={
