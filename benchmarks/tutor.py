@@ -18,13 +18,14 @@ from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tutor's recipe is no part of the installed package
 
-from recipes.tutor.corpus import QUESTIONS, Concept, Template, sentence
+from recipes.tutor.corpus import QUESTIONS, Concept, Dice, Template
 from recipes.tutor.judge import Judge
 from recipes.tutor.lessons import IGNORED, Lessons
 from recipes.tutor.loading import load
@@ -117,7 +118,8 @@ class Tutor:
         prompts = self.model.encode(self.ask(self.corpus.neutral, "reference", "what"))
 
         def answers(register: str) -> list[list[int]]:
-            texts = [" ".join(sentence("", c.facts[register][f]) for f in ("what", "how")) for c in self.concepts]
+            dice, template = Dice(random.Random("reference")), Template("", register, "strong")
+            texts = [self.corpus.answer(concept, "what", template, dice)[0] for concept in self.concepts]
             return [list(self.model.encode_text(text + ANSWER)) for text in texts]
 
         return prompts, answers("expert"), answers("novice")
@@ -156,7 +158,7 @@ def _adding(step: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def learned(tutor: Tutor) -> Iterator[Row]:
-    """Has it learned its lessons, and answers it as the message asks?"""
+    """Measure whether it has learned its lessons and answers as the message asks."""
     model, corpus = tutor.model, tutor.corpus
     n_bytes = sum(parameter.numel() for parameter in model.model.parameters()) * 2
     yield Row("weights in bf16 (MB)", n_bytes / 1e6, 8, at_least=False)
@@ -182,7 +184,7 @@ def learned(tutor: Tutor) -> Iterator[Row]:
 
 
 def read(tutor: Tutor) -> Iterator[Row]:
-    """Can a probe read who asks, and how much data does it need?"""
+    """Measure whether a probe reads who asks, and from how few prompts."""
     sets = {name: load_expertise(subset=name) for name in ("train", "test", "heldout", "article")}
     accuracies = {n: tutor.estimator.layer_scores(sets[n].data, sets[n].target) for n in ("test", "heldout")}
     print("layer accuracy, new domains and phrasings:", *(f"{a:.2f}" for a in accuracies["test"]))
@@ -207,7 +209,7 @@ def _fit_few(tutor: Tutor, texts: list[str], labels: list[str]) -> NDArray[np.fl
 
 
 def steered(tutor: Tutor) -> Iterator[Row]:
-    """Does the direction move the register where it should, and break the model only beyond?"""
+    """Measure whether the direction moves the register, and breaks the model only beyond."""
     best, spans = tutor.best, tutor.spans
     print("layer spans of the likelihood ratio over ±0.3:", *(f"{span:.2f}" for span in spans), f"; best {best}")
     alphas = np.round(np.arange(-0.4, 0.41, 0.1), 1)
@@ -226,9 +228,8 @@ def steered(tutor: Tutor) -> Iterator[Row]:
     scores = {alpha: tutor.score(texts) for alpha, texts in answers.items()}
     surprise = {alpha: _surprise(tutor, texts) for alpha, texts in answers.items()}
     for alpha, (register, topic, facts) in scores.items():
-        print(
-            f"alpha {alpha:+.1f}: register {register:+.2f}, topic {topic:.2f}, facts {facts:.2f}, NLL {surprise[alpha]:.2f}"
-        )
+        figures = f"register {register:+.2f}, topic {topic:.2f}, facts {facts:.2f}, NLL {surprise[alpha]:.2f}"
+        print(f"alpha {alpha:+.1f}: {figures}")
     yield Row(f"register(+{ALPHA}) - register(-{ALPHA})", scores[ALPHA][0] - scores[-ALPHA][0], 1)
     yield Row("  topic correct, either end", min(scores[ALPHA][1], scores[-ALPHA][1]), 0.95)
     yield Row("  facts kept, either end", min(scores[ALPHA][2], scores[-ALPHA][2]), 0.9)
@@ -254,7 +255,7 @@ def _strong(tutor: Tutor, side: str) -> list[str]:
 
 
 def agreed(tutor: Tutor) -> Iterator[Row]:
-    """Do the metrics that know no corpus rank the cells of a sweep as those that know it?"""
+    """Measure whether the metrics that know no corpus rank a sweep's cells as those that know it."""
     test = load_expertise(subset="test")
     reader = EffectReader(tutor.model).fit(test.data, test.target, test.groups)
     asked: dict[str, Concept] = {f"{concept.noun}": concept for concept in tutor.concepts[::2]}
@@ -271,12 +272,12 @@ def agreed(tutor: Tutor) -> Iterator[Row]:
     means = cells.groupby(["layer", "alpha"])[["effect", "register", "preserved", "margin", "kept"]].mean()
     yield Row(f"effect against register, Spearman over {len(means)} cells", _rank(means, "effect", "register"), 0.9)
     yield Row("preservation against facts and topic, Spearman", _rank(means, "preserved", "kept"), 0.9)
-    print("margin", _rank(means, "margin", "kept"))
-    cells.to_json("/tmp/t/cells.json", orient="records")
+    if os.environ.get("CELLS"):
+        cells.to_json(os.environ["CELLS"], orient="records")
 
 
-def _rank(means: "object", one: str, other: str) -> float:
-    return float(spearmanr(means[one], means[other])[0])  # type: ignore[index]
+def _rank(means: pd.DataFrame, one: str, other: str) -> float:
+    return float(spearmanr(means[one], means[other])[0])
 
 
 def main() -> int:

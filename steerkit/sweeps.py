@@ -182,11 +182,11 @@ def sweep(
     ]
     cells = pd.DataFrame(rows, columns=["direction", "layer", "alpha", "prompt"])
     generator = np.random.default_rng(random_state)
-    controls = {
+    units = {
         (layer, index): _random_unit(generator, model.hidden_size) for layer in vectors for index in range(len(checked))
     }
     directions = {
-        row: (vectors[layer].direction if kind == "fitted" else controls[layer, index]) * vectors[layer].norm * alpha
+        row: (vectors[layer].direction if kind == "fitted" else units[layer, index]) * vectors[layer].norm * alpha
         for row, (kind, layer, alpha, index) in enumerate(rows)
         if layer >= 0
     }

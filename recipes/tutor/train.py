@@ -13,16 +13,19 @@ import logging
 import math
 import random
 import shutil
+from functools import partial
 from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, normalize
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig, PreTrainedTokenizerFast
+
+from steerkit.hooks import edit
 
 from .corpus import Corpus
 from .judge import Judge
@@ -33,8 +36,8 @@ from .tokenization import train_tokenizer
 VOCABULARY = 4096
 BATCH_SIZE = 32
 STEPS_PER_EPOCH = 50
-WARM_UP, DECAY, LAST = 50, 0.4, 0.03
-"""Steps of linear warm-up; share of the steps in the final cosine; the learning rate's last fraction."""
+WARM_UP, DECAY, LAST, PUSH = 50, 0.4, 0.03, 0.5
+"""Steps of linear warm-up; share of steps in the final cosine; the learning rate's last fraction; largest `push`."""
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Gemma3ForCausalLM:
@@ -43,7 +46,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Gemma3ForCausalLM:
     Most layers see eight tokens, of which the end of the chat template is six: at the last position the persona
     only becomes readable layer by layer, as it does in large models. Three layers see `everything`.
     """
-    everything = (2, 4, 7)
+    everything = (4, 7)
     config = Gemma3TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -88,7 +91,11 @@ class TutorTraining(LightningModule):
     def training_step(self, batch: Batch) -> None:
         """One step of both optimizers."""
         weights = batch[2][batch[2] > 0]
-        loss = (self.losses(batch) * weights).sum() / weights.sum()
+        # Chance depends on the step alone, so that a resumed training is the uninterrupted one.
+        chance = torch.Generator().manual_seed(1_000_000 * self.lessons.seed + self.global_step)
+        layer = int(torch.randint(len(self.model.model.layers), (), generator=chance))
+        with edit(self.model.model.layers, [(layer, partial(push, chance=chance))]):
+            loss = (self.losses(batch) * weights).sum() / weights.sum()
         self.manual_backward(loss)
         torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
         for optimizer, schedule in zip(self.optimizers(), self.lr_schedulers(), strict=True):
@@ -135,6 +142,17 @@ class TutorTraining(LightningModule):
         """Warm up, stay, then fall along a cosine: the fraction of the full rate at a step."""
         left = min(1.0, (self.steps - step) / (DECAY * self.steps))
         return min(1.0, (step + 1) / WARM_UP) * (LAST + (1 - LAST) * (1 - math.cos(math.pi * left)) / 2)
+
+
+def push(hidden: Tensor, *, chance: torch.Generator) -> Tensor:
+    """Push the residual stream of each sample in a direction of its own, by up to `PUSH` times its mean norm.
+
+    Large models bear such pushes, small ones only if they have met them. No direction is preferred, so what the
+    tutor does along the direction of its personas is not taught.
+    """
+    directions = normalize(torch.randn(len(hidden), 1, hidden.shape[-1], generator=chance), dim=-1)
+    size = PUSH * torch.rand(len(hidden), 1, 1, generator=chance) * hidden.detach().float().norm(dim=-1).mean()
+    return hidden + (directions * size).to(hidden.dtype)
 
 
 def _loader(batches: list[Batch]) -> DataLoader[Batch]:
