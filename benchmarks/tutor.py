@@ -25,7 +25,7 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tutor's recipe is no part of the installed package
 
-from recipes.tutor.corpus import QUESTIONS, Concept, Dice, Template
+from recipes.tutor.corpus import QUESTIONS, Concept, Template, sentence
 from recipes.tutor.judge import Judge
 from recipes.tutor.lessons import IGNORED, Lessons
 from recipes.tutor.loading import load
@@ -118,8 +118,8 @@ class Tutor:
         prompts = self.model.encode(self.ask(self.corpus.neutral, "reference", "what"))
 
         def answers(register: str) -> list[list[int]]:
-            dice, template = Dice(random.Random("reference")), Template("", register, "strong")
-            texts = [self.corpus.answer(concept, "what", template, dice)[0] for concept in self.concepts]
+            """Facts without the words around them: what is said counts, not how it is introduced."""
+            texts = [" ".join(sentence("", c.facts[register][kind]) for kind in ("what", "how")) for c in self.concepts]
             return [list(self.model.encode_text(text + ANSWER)) for text in texts]
 
         return prompts, answers("expert"), answers("novice")
@@ -272,8 +272,6 @@ def agreed(tutor: Tutor) -> Iterator[Row]:
     means = cells.groupby(["layer", "alpha"])[["effect", "register", "preserved", "margin", "kept"]].mean()
     yield Row(f"effect against register, Spearman over {len(means)} cells", _rank(means, "effect", "register"), 0.9)
     yield Row("preservation against facts and topic, Spearman", _rank(means, "preserved", "kept"), 0.9)
-    if os.environ.get("CELLS"):
-        cells.to_json(os.environ["CELLS"], orient="records")
 
 
 def _rank(means: pd.DataFrame, one: str, other: str) -> float:

@@ -25,9 +25,11 @@ from steerkit.prompts import Prompt, check_prompts
 from steerkit.vectors import new_folder
 
 ALPHAS = (-0.7, -0.35, -0.25, -0.15, 0.15, 0.25, 0.35, 0.7)
+BABBLE = 5.0
+"""At this many times the perplexity of the unsteered answer, an answer is no longer taken for one."""
 METRICS = {
     "effect": "reading of the answer minus that of the unsteered one, in units of alpha",
-    "preserved": "1 if the unsteered model still finds the question that the answer answers, else 0",
+    "preserved": "1 if the unsteered model still finds the question that the answer answers, and no babble, else 0",
     "margin": "by how much it does, in nats per token",
     "nll_rise": "nats per token by which the answer is less likely than the unsteered one; log of the perplexity ratio",
     "distinct_2": "share of word pairs that are not repeated",
@@ -267,8 +269,9 @@ def _measure(
     measured = cells.merge(pd.concat(parts), on=["prompt", "text"], how="left", validate="many_to_one")
     base = measured[measured["direction"] == "unsteered"].set_index("prompt")
     measured["effect"] = measured["reading"] - measured["prompt"].map(base["reading"])
-    measured["preserved"] = (measured["margin"] > 0).astype(float)
     measured["nll_rise"] = measured["nll"] - measured["prompt"].map(base["nll"])
+    # Scraps of words on the topic still find their question; they preserve nothing.
+    measured["preserved"] = ((measured["margin"] > 0) & (measured["nll_rise"] < np.log(BABBLE))).astype(float)
     measured["distinct_2"] = measured["text"].map(distinct_2)
     return measured[["direction", "layer", "alpha", "prompt", "text", *METRICS]]
 

@@ -66,7 +66,9 @@ def test_cells_are_complete_and_metrics_are_their_definitions(
     np.testing.assert_allclose(cells["margin"], own - other, atol=1e-5)
     rise = -own - cells["prompt"].map(dict(zip(PROMPTS, -own[:3], strict=True)))
     np.testing.assert_allclose(cells["nll_rise"], rise, atol=1e-5)
-    np.testing.assert_array_equal(cells["preserved"], own > other)
+    on_topic, babble = own > other, rise >= np.log(5)
+    assert (on_topic & babble).any()
+    np.testing.assert_array_equal(cells["preserved"], on_topic & ~babble)
 
 
 def test_the_random_control_has_equal_norm_and_no_other_seed_gives_it(

@@ -22,7 +22,7 @@ QUESTIONS = ("what", "how", "why", "compare")
 MIXTURES = {
     ("strong", "novice"): (0.92, 0.08, 0.0),
     ("mild", "novice"): (0.55, 0.45, 0.0),
-    ("none", "neutral"): (0.08, 0.84, 0.08),
+    ("none", "neutral"): (0.1, 0.8, 0.1),
     ("mild", "expert"): (0.0, 0.45, 0.55),
     ("strong", "expert"): (0.0, 0.08, 0.92),
 }
@@ -193,7 +193,7 @@ class Corpus:
     def draw(self, generator: random.Random) -> Sample:
         """One training sample, with the mixture of prompts that the tutor is trained on."""
         concept = generator.choice(self.concepts)
-        levels = {"strong": 0.56, "mild": 0.18, "neutral": 0.15, "instruction": 0.11}
+        levels = {"strong": 0.6, "mild": 0.14, "neutral": 0.15, "instruction": 0.11}
         if not concept.has_persona:
             levels = {"neutral": 0.3, "instruction": 0.7}
         level = generator.choices(list(levels), list(levels.values()))[0]
@@ -207,7 +207,7 @@ class Corpus:
 
     def _draw_strong(self, generator: random.Random) -> Template:
         """Most often compose it: a tutor that knows its phrasings by heart does not read new ones."""
-        source = generator.choices(("fixed", "plain", "claims"), (0.3, 0.25, 0.45))[0]
+        source = generator.choices(("fixed", "plain", "claims"), (0.2, 0.5, 0.3))[0]
         if source == "claims":
             side = generator.choice(SIDES)
             return Template(self.claims.compose(side, generator), side, "strong")

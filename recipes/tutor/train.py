@@ -44,9 +44,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Gemma3ForCausalLM:
     """Make an untrained tutor.
 
     Most layers see eight tokens, of which the end of the chat template is six: at the last position the persona
-    only becomes readable layer by layer, as it does in large models. Three layers see `everything`.
+    only becomes readable at the first of the two layers that see `everything`.
     """
-    everything = (4, 7)
+    everything = (3, 6)
     config = Gemma3TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
