@@ -1,0 +1,193 @@
+"""Look for what makes a contrast set easier than it seems: leaks, duplicates, imbalance, and prompts too long."""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.metrics import roc_auc_score
+from sklearn.utils import Bunch
+
+from steerkit.language_model import LanguageModel
+
+NOTABLE, FATAL = 0.8, 0.95
+"""Chance that a text of one class has more of something (words, commas, "PhD") than one of the other."""
+IMBALANCE = 3.0, 20.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that `lint_contrast` found.
+
+    Attributes
+    ----------
+    kind : str
+    fatal : bool
+        Whether accuracies measured on this set would mean nothing.
+    message : str
+        What came, why it matters and what to do.
+    rows : tuple of int
+        The offending rows, counted from 1 as in the file without its header.
+    """
+
+    kind: str
+    fatal: bool
+    message: str
+    rows: tuple[int, ...]
+
+
+def lint_contrast(
+    train: Bunch, test: Bunch | None = None, *, model: str | LanguageModel | None = None
+) -> list[Finding]:
+    """Return the findings for a contrast set as `load_contrast` returns it, the fatal ones first.
+
+    Parameters
+    ----------
+    train : Bunch
+    test : Bunch, optional
+        Where the accuracy will be measured; it must share no text with ``train``.
+    model : str or LanguageModel, optional
+        Whose context the prompts must fit into.
+    """
+    checks: list[Callable[[Bunch], Iterator[Finding]]] = [_duplicates, _imbalance, _groups, _shape, _words]
+    found = [finding for check in checks for finding in check(train)]
+    if test is not None:
+        found += _shared(train, test)
+    if model is not None:
+        found += _too_long(train, LanguageModel.of(model))
+    return sorted(found, key=lambda finding: not finding.fatal)
+
+
+def _normal(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _places(texts: Sequence[str]) -> dict[str, list[int]]:
+    places: dict[str, list[int]] = defaultdict(list)
+    for index, text in enumerate(texts):
+        places[_normal(text)].append(index)
+    return places
+
+
+def _rows(indices: Any) -> tuple[int, ...]:
+    return tuple(int(index) + 1 for index in indices)
+
+
+def _duplicates(data: Bunch) -> Iterator[Finding]:
+    repeated = [places for places in _places(data.data).values() if len(places) > 1]
+    across = [index for places in repeated if len(set(data.target[places])) > 1 for index in places]
+    within = [index for places in repeated if len(set(data.target[places])) == 1 for index in places]
+    if across:
+        yield Finding(
+            "duplicate", True,
+            f"{len(across)} rows have a text that stands in both classes, so no direction can tell them apart; drop "
+            "them.", _rows(across),
+        )  # fmt: skip
+    if within:
+        yield Finding(
+            "duplicate", False,
+            f"{len(within)} rows repeat a text of their class, which counts more than once and may stand on both sides "
+            "of a fold; drop the copies.", _rows(within),
+        )  # fmt: skip
+
+
+def _shared(train: Bunch, test: Bunch) -> Iterator[Finding]:
+    known = _places(train.data)
+    rows = [index for index, text in enumerate(test.data) if _normal(text) in known]
+    if rows:
+        yield Finding(
+            "train-test overlap", True,
+            f"{len(rows)} test texts stand in the training set too, so the test accuracy is no test; drop them.",
+            _rows(rows),
+        )  # fmt: skip
+
+
+def _imbalance(data: Bunch) -> Iterator[Finding]:
+    counts = np.bincount(data.target)
+    ratio = counts.max() / max(1, counts.min())
+    if ratio >= IMBALANCE[0]:
+        rare = int(counts.argmin())
+        yield Finding(
+            "imbalance", bool(ratio >= IMBALANCE[1]),
+            f"class {str(data.target_names[rare])!r} has {counts[rare]} texts, the other {counts.max()}, so guessing "
+            f"that alone reaches {counts.max() / counts.sum():.2f}; add texts or drop some.",
+            _rows(np.flatnonzero(data.target == rare)),
+        )  # fmt: skip
+
+
+def _groups(data: Bunch) -> Iterator[Finding]:
+    if data.groups is None:
+        return
+    known = np.unique(data.groups).tolist()
+    single = [group for group in known if len(set(data.target[data.groups == group])) == 1]
+    if single:
+        every = len(single) == len(known)
+        names = ", ".join(map(repr, single[:5]))
+        yield Finding(
+            "one-sided group", every,
+            f"{len(single)} groups ({names}) hold one class only, so the group tells the class"
+            f"{' everywhere' if every else ''}; give each group texts of both classes.",
+            _rows(np.flatnonzero(np.isin(data.groups, single))),
+        )  # fmt: skip
+
+
+def _shape(data: Bunch) -> Iterator[Finding]:
+    """Length and punctuation."""
+    measures: dict[str, Callable[[str], float]] = {"number of words": lambda text: len(text.split())}
+    for mark in sorted({mark for text in data.data for mark in re.findall(r"[^\w\s]", text)}):
+        measures[f"number of {mark!r}"] = partial(_count, mark)
+    measures["share of capital letters"] = lambda text: sum(map(str.isupper, text)) / max(1, len(text))
+    for name, measure in measures.items():
+        values = np.array([measure(text) for text in data.data], dtype=float)
+        auc = float(roc_auc_score(data.target, values))
+        if max(auc, 1 - auc) >= NOTABLE:
+            more = str(data.target_names[int(auc > 0.5)])
+            yield Finding(
+                "leak", max(auc, 1 - auc) >= FATAL,
+                f"the {name} alone tells the classes apart (AUC {max(auc, 1 - auc):.2f}, more in {more!r}); vary it in "
+                "both.", _extreme(values, data.target == int(auc > 0.5)),
+            )  # fmt: skip
+
+
+def _count(mark: str, text: str) -> float:
+    return text.count(mark)
+
+
+def _extreme(values: NDArray[Any], inside: NDArray[Any]) -> tuple[int, ...]:
+    """Rows of a class that have more than any median text of the other."""
+    return _rows(np.flatnonzero(inside & (values > np.median(values[~inside]))))
+
+
+def _words(data: Bunch) -> Iterator[Finding]:
+    """Single words that stand in most texts of one class and in few of the other."""
+    vectorizer = CountVectorizer(binary=True, token_pattern=r"(?u)\b\w[\w']*\b")  # noqa: S106
+    present = vectorizer.fit_transform(data.data).toarray().astype(bool)
+    shares = [present[data.target == side].mean(axis=0) for side in (0, 1)]
+    telling = (1 + np.abs(shares[1] - shares[0])) / 2  # balanced accuracy of guessing by the word
+    for place in np.argsort(-telling):
+        if telling[place] < NOTABLE:
+            return
+        side = int(shares[1][place] > shares[0][place])
+        word, name = vectorizer.get_feature_names_out()[place], str(data.target_names[side])
+        yield Finding(
+            "leak", bool(telling[place] >= FATAL),
+            f"the word {word!r} alone tells {telling[place]:.0%} of the texts apart (it stands in "
+            f"{shares[side][place]:.0%} of {name!r}, {shares[1 - side][place]:.0%} of the other); use it "
+            "in both.", _rows(np.flatnonzero(present[:, place] & (data.target == side))),
+        )  # fmt: skip
+
+
+def _too_long(data: Bunch, model: LanguageModel) -> Iterator[Finding]:
+    sequences = model.encode(data.data, check_length=False)
+    rows = [index for index, sequence in enumerate(sequences) if len(sequence) > model.context_length]
+    if rows:
+        yield Finding(
+            "too long", True,
+            f"{len(rows)} prompts are longer than the {model.context_length} tokens that {model.name or 'the model'} "
+            "takes; shorten them.", _rows(rows),
+        )  # fmt: skip
