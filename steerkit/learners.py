@@ -1,10 +1,15 @@
 """Learners of one direction: two-class scikit-learn classifiers on ``(n_samples, hidden size)``, and their read-out."""
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.covariance import ledoit_wolf_shrinkage
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils import Tags
 from sklearn.utils.multiclass import check_classification_targets
@@ -13,39 +18,26 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from steerkit.exceptions import ContrastSetError, InvalidInputError, NotAffineError
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+TINY = 1e-12
 
 
-class MeanDifference(ClassifierMixin, BaseEstimator):
-    """The difference of the two class means; the boundary lies halfway between them.
+class DirectionClassifier(ClassifierMixin, BaseEstimator, ABC):
+    """Two classes told apart along one direction; a subclass says which.
 
     Attributes
     ----------
     classes_ : ndarray of shape (2,)
     coef_ : ndarray of shape (1, n_features), float64
-        Mean of ``classes_[1]`` minus mean of ``classes_[0]``.
+        Points from ``classes_[0]`` to ``classes_[1]``.
     intercept_ : ndarray of shape (1,), float64
-
-    References
-    ----------
-    Panickssery et al. (2023), "Steering Llama 2 via Contrastive Activation Addition".
+        Puts the boundary halfway between the class means.
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Take the means of both classes. X is ``(n_samples, n_features)``, y has two distinct values."""
-        data, labels = validate_data(self, X, y, dtype=np.float64)
-        check_classification_targets(labels)
-        self.classes_, sides = np.unique(labels, return_inverse=True)
-        if len(self.classes_) != 2:
-            found = f"{len(self.classes_)} class{'es' if len(self.classes_) != 1 else ''}"
-            # scikit-learn's checks look for its own words, hence "Only binary classification is supported".
-            raise ContrastSetError(
-                f"Only binary classification is supported: y has {found}, two were expected; "
-                "pass texts of both classes and no third."
-            )
-        negative, positive = data[sides == 0].mean(axis=0), data[sides == 1].mean(axis=0)
-        self.coef_ = (positive - negative)[None]
-        self.intercept_ = -self.coef_ @ ((positive + negative) / 2)
-        return self
+        """Fit to X ``(n_samples, n_features)`` and y, which has two distinct values."""
+        data, sides = self._validate(X, y)
+        return self._set(self._weights(data, sides), data, sides)
 
     def decision_function(self, X: ArrayLike) -> Floats:
         """Return ``(n_samples,)``, positive on the side of ``classes_[1]``."""
@@ -58,16 +50,164 @@ class MeanDifference(ClassifierMixin, BaseEstimator):
         scores = self.decision_function(X)
         return np.asarray(self.classes_[(scores > 0).astype(int)])
 
+    @abstractmethod
+    def _weights(self, X: Floats, sides: Integers) -> Floats:
+        """Return ``(n_features,)``, of any length; ``sides`` is 0 or 1."""
+
+    def _validate(self, X: ArrayLike, y: ArrayLike) -> tuple[Floats, Integers]:
+        data, labels = validate_data(self, X, y, dtype=np.float64)
+        check_classification_targets(labels)
+        self.classes_, sides = np.unique(labels, return_inverse=True)
+        if len(self.classes_) != 2:
+            found = f"{len(self.classes_)} class{'es' if len(self.classes_) != 1 else ''}"
+            # scikit-learn's checks look for its own words, hence "Only binary classification is supported".
+            raise ContrastSetError(
+                f"Only binary classification is supported: y has {found}, two were expected; "
+                "pass texts of both classes and no third."
+            )
+        return data, sides
+
+    def _set(self, weights: Floats, X: Floats, sides: Integers) -> Self:
+        negative, positive = _means(X, sides)
+        self.coef_ = weights[None]
+        self.intercept_ = -self.coef_ @ ((positive + negative) / 2)
+        return self
+
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.classifier_tags.multi_class = False
         return tags
 
 
-LEARNERS: dict[str, BaseEstimator] = {
-    "probe": LogisticRegression(max_iter=1000),
-    "mean-diff": MeanDifference(),
+class MeanDifference(DirectionClassifier):
+    """The difference of the two class means.
+
+    With one text of either class it is activation addition (Turner et al. 2023), with many it is contrastive
+    activation addition (Panickssery et al. 2023).
+
+    References
+    ----------
+    Turner et al. (2023), "Steering Language Models With Activation Engineering".
+    Panickssery et al. (2023), "Steering Llama 2 via Contrastive Activation Addition".
+    """
+
+    def _weights(self, X: Floats, sides: Integers) -> Floats:
+        negative, positive = _means(X, sides)
+        return positive - negative
+
+
+class MassMean(DirectionClassifier):
+    """The mean difference under the inverse of the covariance within the classes.
+
+    The covariance of standardised features is shrunk towards the identity by as much as Ledoit and Wolf (2004)
+    estimate, since there are fewer samples than features; it is never formed.
+
+    References
+    ----------
+    Marks & Tegmark (2023), "The Geometry of Truth".
+    """
+
+    def _weights(self, X: Floats, sides: Integers) -> Floats:
+        means = np.stack(_means(X, sides))
+        within = X - means[sides]
+        scale = within.std(axis=0)
+        scale[scale <= TINY * np.abs(X).max(axis=0)] = 1.0  # constant, up to rounding
+        within, difference = within / scale, (means[1] - means[0]) / scale
+        if not within.any():
+            return means[1] - means[0]
+        shrinkage = ledoit_wolf_shrinkage(within, assume_centered=True)
+        spread = float((within**2).mean())
+        _, lengths, axes = np.linalg.svd(within, full_matrices=False)
+        variances = (1 - shrinkage) * lengths**2 / len(X)
+        floor = max(shrinkage, TINY) * spread
+        inside = axes @ difference
+        solved = (difference - axes.T @ inside) / floor + axes.T @ (inside / (variances + floor))
+        return np.asarray(solved / scale)
+
+
+class PrincipalDifference(DirectionClassifier):
+    """The first principal axis of the differences between the classes, signed by the labels.
+
+    The differences are not centred, so that what all of them share, the signal, is not centred away. Where no pairs
+    are given, all samples are taken relative to the point halfway between the class means.
+
+    References
+    ----------
+    Zou et al. (2023), "Representation Engineering: A Top-Down Approach to AI Transparency".
+    """
+
+    def fit(self, X: ArrayLike, y: ArrayLike, pairs: ArrayLike | None = None) -> Self:
+        """Fit to X ``(n_samples, n_features)`` and y; equal values in ``pairs`` join one sample of either class."""
+        data, sides = self._validate(X, y)
+        if pairs is None:
+            return self._set(self._weights(data, sides), data, sides)
+        names = np.asarray(pairs)
+        if len(names) != len(data):
+            raise ContrastSetError(f"pairs has {len(names)} entries for {len(data)} samples; pass one per sample.")
+        both = [
+            (np.flatnonzero((names == n) & (sides == 0)), np.flatnonzero((names == n) & (sides == 1)))
+            for n in np.unique(names)
+        ]
+        both = [(negative, positive) for negative, positive in both if len(negative) == len(positive) == 1]
+        if not both:
+            raise ContrastSetError("pairs joins no sample of one class to one of the other; give both the same number.")
+        differences = np.concatenate([data[positive] - data[negative] for negative, positive in both])
+        return self._set(_first_axis(differences, differences.mean(axis=0)), data, sides)
+
+    def _weights(self, X: Floats, sides: Integers) -> Floats:
+        negative, positive = _means(X, sides)
+        return _first_axis(X - (negative + positive) / 2, positive - negative)
+
+
+class GivenDirections(BaseEstimator):
+    """Directions found elsewhere, ``(n_layers, n_features)``; only where the classes part is learned."""
+
+    prefit = True
+
+    def __init__(self, directions: Floats) -> None:
+        self.directions = directions
+
+    def fit_layers(self, X: Floats, y: Integers) -> list[DirectionClassifier]:
+        """Return one classifier per layer of X ``(n_samples, n_layers, n_features)``."""
+        classifiers: list[DirectionClassifier] = []
+        for layer, direction in enumerate(self.directions):
+            classifier = MeanDifference()
+            data, sides = classifier._validate(X[:, layer], y)
+            classifiers.append(classifier._set(np.asarray(direction), data, sides))
+        return classifiers
+
+
+def _late(module: str, name: str) -> BaseEstimator:
+    """Make a learner whose module imports Lightning, which takes seconds."""
+    try:
+        learner: BaseEstimator = getattr(import_module(f"steerkit.{module}"), name)()
+    except ModuleNotFoundError as error:
+        raise InvalidInputError(
+            f"{name} is trained with Lightning, which is not installed; pip install 'steerkit-estimator[train]'."
+        ) from error
+    return learner
+
+
+def _means(X: Floats, sides: Integers) -> tuple[Floats, Floats]:
+    return X[sides == 0].mean(axis=0), X[sides == 1].mean(axis=0)
+
+
+def _first_axis(X: Floats, towards: Floats) -> Floats:
+    """Return the first right singular vector, on the side of ``towards``; zero if X is."""
+    _, lengths, axes = np.linalg.svd(X, full_matrices=False)
+    return np.asarray(axes[0] * (1.0 if axes[0] @ towards >= 0 else -1.0) * (lengths[0] > 0))
+
+
+LEARNERS: dict[str, Callable[[], BaseEstimator]] = {
+    "probe": partial(LogisticRegression, max_iter=1000),
+    "mean-diff": MeanDifference,
+    "contrast": MeanDifference,
+    "mass-mean": MassMean,
+    "pca": PrincipalDifference,
+    "sparse-probe": partial(_late, "sparse_probe", "SparseProbe"),
+    "optimised": partial(_late, "optimised_direction", "OptimisedDirection"),
 }
+"""Learners by their short names; ``contrast`` is the name for two texts, one of each class."""
 
 
 def make_learner(learner: str | BaseEstimator) -> BaseEstimator:
@@ -78,8 +218,12 @@ def make_learner(learner: str | BaseEstimator) -> BaseEstimator:
                 f"learner={learner!r} is not known; pass one of {', '.join(map(repr, LEARNERS))} "
                 "or a scikit-learn classifier."
             )
-        learner = LEARNERS[learner]
-    if isinstance(learner, type) or not hasattr(learner, "fit") or not hasattr(learner, "get_params"):
+        return LEARNERS[learner]()
+    if isinstance(learner, type) or not hasattr(learner, "get_params"):
+        fits = False
+    else:
+        fits = any(hasattr(learner, method) for method in ("fit", "fit_layers", "optimise"))
+    if not fits:
         raise NotAffineError(
             f"learner={learner!r} is no scikit-learn classifier; pass one of {', '.join(map(repr, LEARNERS))} "
             "or an instance of a linear classifier."

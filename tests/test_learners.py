@@ -15,9 +15,12 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from steerkit.exceptions import InvalidInputError, NotAffineError
-from steerkit.learners import LEARNERS, MeanDifference, make_learner, readout
+from steerkit.exceptions import ContrastSetError, InvalidInputError, NotAffineError
+from steerkit.learners import LEARNERS, MassMean, MeanDifference, PrincipalDifference, make_learner, readout
+from steerkit.sparse_autoencoder import SparseAutoencoder, SparseFeatures
+from steerkit.sparse_probe import SparseProbe
 
+TWO_DIMENSIONAL = [name for name in LEARNERS if name != "optimised"]  # that one needs the model; see its own tests
 AFFINE = [
     LogisticRegression(),
     RidgeClassifier(),
@@ -29,7 +32,17 @@ AFFINE = [
 ]
 
 
-@parametrize_with_checks([MeanDifference()])
+@parametrize_with_checks(
+    [
+        MeanDifference(),
+        MassMean(),
+        PrincipalDifference(),
+        SparseProbe(),
+        SparseProbe(k=1),
+        SparseFeatures(SparseAutoencoder(16, k=4, max_epochs=2)),
+        SparseAutoencoder(16, k=4, max_epochs=2),
+    ]
+)
 def test_scikit_learn_contract(estimator: BaseEstimator, check: Any) -> None:
     check(estimator)
 
@@ -50,7 +63,7 @@ def test_the_readout_is_the_decision_function(learner: Any) -> None:
     np.testing.assert_allclose(X @ weights + bias, learner.decision_function(X), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", list(LEARNERS))
+@pytest.mark.parametrize("name", TWO_DIMENSIONAL)
 def test_a_planted_direction_is_found(name: str) -> None:
     X, y, planted = two_classes(shift=6.0)
     weights, _ = readout(make_learner(name).fit(X, y), 20)
@@ -87,8 +100,111 @@ def test_three_classes_have_no_single_direction() -> None:
         readout(LogisticRegression().fit(X, np.arange(4000) % 3), 20)
 
 
+def direction(name: str, X: Any, y: Any) -> Any:
+    weights, _ = readout(make_learner(name).fit(X, y), X.shape[1])
+    return weights / np.linalg.norm(weights)
+
+
+def few(n: int = 120, *, d: int = 20, shift: float = 6.0, seed: int = 0) -> tuple[Any, Any, Any]:
+    generator = np.random.default_rng(seed)
+    planted = np.zeros(d)
+    planted[:4] = 0.5
+    y = np.arange(n) % 2
+    return generator.normal(size=(n, d)) + shift * y[:, None] * planted, y, planted
+
+
+@pytest.mark.parametrize("name", TWO_DIMENSIONAL)
+def test_swapped_labels_negate(name: str) -> None:
+    X, y, _ = few()
+    np.testing.assert_allclose(direction(name, X, y), -direction(name, X, 1 - y), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", TWO_DIMENSIONAL)
+def test_duplicate_samples_hardly_matter(name: str) -> None:
+    X, y, _ = few()
+    assert direction(name, X, y) @ direction(name, np.repeat(X, 2, axis=0), np.repeat(y, 2)) > 0.95
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("name", TWO_DIMENSIONAL)
+def test_single_precision_gives_the_same_direction(name: str, dtype: Any) -> None:
+    X, y, planted = few()
+    assert direction(name, X.astype(dtype), y) @ direction(name, X, y) > 0.9999
+    assert direction(name, X.astype(dtype), y) @ planted > 0.85
+
+
+@pytest.mark.parametrize("name", TWO_DIMENSIONAL)
+def test_a_massive_dimension_does_not_hide_the_signal(name: str) -> None:
+    """Language models have dimensions a thousand times as large as the others, and nearly constant."""
+    X, y, planted = few()
+    X[:, 10] += 1000
+    assert direction(name, X, y) @ planted > 0.8
+
+
+@pytest.mark.parametrize("name", TWO_DIMENSIONAL)
+def test_constant_features_get_no_weight(name: str) -> None:
+    X, y, planted = few()
+    X[:, [7, 11]] = 3.0
+    found = direction(name, X, y)
+    assert found @ planted > 0.8
+    assert np.abs(found[[7, 11]]).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", TWO_DIMENSIONAL)
+def test_fewer_samples_than_features(name: str) -> None:
+    X, y, planted = few(60, d=300, shift=8.0)
+    assert direction(name, X, y) @ planted > 0.6
+
+
+@pytest.mark.parametrize("name", TWO_DIMENSIONAL)
+def test_five_and_five_samples(name: str) -> None:
+    X, y, planted = few(10, shift=8.0)
+    assert direction(name, X, y) @ planted > 0.6
+
+
+@pytest.mark.parametrize("name", TWO_DIMENSIONAL)
+def test_an_imbalance_of_twenty_to_one(name: str) -> None:
+    X, y, planted = few(420)
+    kept = np.flatnonzero((y == 0) | (np.arange(420) < 20))
+    X, y = X[kept], y[kept]
+    fitted = make_learner(name).fit(X, y)
+    weights, _ = readout(fitted, 20)
+    assert weights @ planted / np.linalg.norm(weights) > 0.8
+    assert fitted.predict(X)[y == 1].mean() > 0.9
+
+
+def test_the_mass_mean_is_the_mean_difference_under_the_inverse_covariance() -> None:
+    generator = np.random.default_rng(0)
+    mixing = generator.normal(size=(6, 6))
+    y = np.arange(20_000) % 2
+    difference = generator.normal(size=6)
+    X = generator.normal(size=(20_000, 6)) @ mixing.T + y[:, None] * difference
+    expected = np.linalg.solve(mixing @ mixing.T, difference)
+    assert direction("mass-mean", X, y) @ expected / np.linalg.norm(expected) > 0.99
+
+
+def test_the_first_principal_difference_keeps_a_constant_shift() -> None:
+    """Centred differences would have lost it: it is in all of them."""
+    generator = np.random.default_rng(0)
+    base, shift = generator.normal(size=(100, 12)) * 5, np.eye(12)[3]
+    X = np.concatenate([base, base + shift + 0.1 * generator.normal(size=(100, 12))])
+    y, pairs = np.repeat([0, 1], 100), np.tile(np.arange(100), 2)
+    paired = PrincipalDifference().fit(X, y, pairs=pairs).coef_[0]
+    assert paired @ shift > 0.99
+    assert abs(PrincipalDifference().fit(X, y).coef_[0] @ shift) < 0.9  # the pairs are what cancels the rest
+
+
+def test_pairs_that_join_nothing_are_refused() -> None:
+    X, y, _ = few(10)
+    with pytest.raises(ContrastSetError, match=r"^pairs has 3 entries for 10 samples; pass one per sample\.$"):
+        PrincipalDifference().fit(X, y, pairs=[1, 2, 3])
+    with pytest.raises(ContrastSetError, match="pairs joins no sample of one class to one of the other;"):
+        PrincipalDifference().fit(X, y, pairs=np.arange(10))
+
+
 def test_unknown_learners_are_refused() -> None:
-    expected = "learner='probes' is not known; pass one of 'probe', 'mean-diff' or a scikit-learn classifier."
+    names = ", ".join(map(repr, LEARNERS))
+    expected = f"learner='probes' is not known; pass one of {names} or a scikit-learn classifier."
     with pytest.raises(InvalidInputError, match=f"^{re.escape(expected)}$"):
         make_learner("probes")
     with pytest.raises(

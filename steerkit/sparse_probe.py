@@ -1,0 +1,252 @@
+"""`SparseProbe`: an L1 logistic regression for all layers at once, trained with Lightning."""
+
+import warnings
+from typing import Any, Self
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import EarlyStopping
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+from torch.nn.functional import softplus
+from torch.utils.data import DataLoader
+
+from steerkit.exceptions import InvalidInputError
+from steerkit.learners import DirectionClassifier, Floats, Integers
+from steerkit.lightning_training import train
+
+SWEEPS = 20
+"""Most rounds of coordinate descent within one Newton step."""
+
+
+class SparseProbe(DirectionClassifier):
+    """Logistic regression under an L1 penalty, or on the few neurons that it keeps longest.
+
+    The objective is scikit-learn's, ``||w||_1 + C * sum(log loss)`` with a free intercept, solved by proximal Newton
+    steps: zeros are exact, the result does not depend on chance, and all layers are one training.
+
+    Parameters
+    ----------
+    C : float
+        Inverse strength of the penalty.
+    k : int, optional
+        Keep this many neurons instead: those of the first penalty, from strong to weak, that leaves so many, refitted
+        almost without a penalty. ``C`` is then of no account.
+    max_iter : int
+        Most Newton steps.
+    tol : float
+        Stop where no optimality condition is missed by more than this share of the penalty.
+    accelerator, devices
+        As Lightning's ``Trainer`` takes them.
+    progress_bar : bool
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (2,)
+    coef_ : ndarray of shape (1, n_features), float64
+    intercept_ : ndarray of shape (1,), float64
+    support_ : ndarray of int
+        The neurons with a weight other than zero.
+    history_ : list of float
+        The objective after every Newton step, divided by ``C * n_samples``.
+    n_iter_ : int
+
+    References
+    ----------
+    Gurnee et al. (2023), "Finding Neurons in a Haystack: Case Studies with Sparse Probing".
+    Yuan, Ho & Lin (2012), "An Improved GLMNET for L1-regularized Logistic Regression".
+    """
+
+    def __init__(
+        self,
+        C: float = 1.0,
+        *,
+        k: int | None = None,
+        max_iter: int = 200,
+        tol: float = 1e-4,
+        accelerator: str = "cpu",
+        devices: Any = 1,
+        progress_bar: bool = False,
+    ) -> None:
+        self.C = C
+        self.k = k
+        self.max_iter = max_iter
+        self.tol = tol
+        self.accelerator = accelerator
+        self.devices = devices
+        self.progress_bar = progress_bar
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit to X ``(n_samples, n_features)`` and y, which has two distinct values."""
+        data, sides = self._validate(X, y)
+        return self._take(self._solve(data[None], sides), 0)
+
+    def fit_layers(self, X: NDArray[Any], y: ArrayLike) -> list[Self]:
+        """Fit to X ``(n_samples, n_layers, n_features)`` in one training; return one fitted probe per layer."""
+        probes = [clone(self) for _ in range(X.shape[1])]
+        for layer, probe in enumerate(probes):
+            _, sides = probe._validate(X[:, layer], y)
+        solved = self._solve(np.moveaxis(np.asarray(X, dtype=np.float64), 1, 0), sides)
+        return [probe._take(solved, layer) for layer, probe in enumerate(probes)]
+
+    def _weights(self, X: Floats, sides: Integers) -> Floats:
+        raise NotImplementedError
+
+    def _solve(self, X: Floats, sides: Integers) -> "_Newton":
+        """Train on X ``(n_problems, n_samples, n_features)``."""
+        if not self.C > 0:
+            raise InvalidInputError(f"C={self.C!r} is not above 0; pass an inverse penalty such as 1.0.")
+        if self.k is not None and not 1 <= self.k <= X.shape[2]:
+            raise InvalidInputError(f"k={self.k!r} is outside 1..{X.shape[2]}, the number of features; pass fewer.")
+        module = _Newton(X.shape[0], X.shape[2], 1 / (self.C * X.shape[1]), self.k)
+        # EarlyStopping reads the violation that each step reports; patience is for metrics that come and go.
+        stop = EarlyStopping(
+            "violation", stopping_threshold=self.tol, patience=self.max_iter, check_finite=False,
+            check_on_train_epoch_end=True,
+        )  # fmt: skip
+        batch = torch.tensor(X), torch.from_numpy(sides).double()
+        trainer = train(
+            module, DataLoader([batch], batch_size=None), max_epochs=self.max_iter, callbacks=[stop],  # type: ignore[arg-type]
+            accelerator=self.accelerator, devices=self.devices, progress_bar=self.progress_bar,
+        )  # fmt: skip
+        if not float(trainer.callback_metrics["violation"]) <= self.tol:
+            warnings.warn(
+                f"the sparse probe did not converge in {self.max_iter} steps; raise max_iter or lower C.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        return module.cpu()
+
+    def _take(self, solved: "_Newton", problem: int) -> Self:
+        self.coef_ = solved.weights[problem].numpy()[None]
+        self.intercept_ = solved.intercepts[problem].numpy()[None]
+        self.support_ = np.flatnonzero(self.coef_[0])
+        self.history_ = [float(values[problem]) for values in solved.history]
+        self.n_iter_ = len(self.history_)
+        return self
+
+
+class _Newton(LightningModule):
+    """Many L1 logistic regressions on the same samples; one epoch is one proximal Newton step of them all."""
+
+    weights: Tensor
+    intercepts: Tensor
+    penalties: Tensor
+    allowed: Tensor
+    refitted: Tensor
+
+    def __init__(self, n_problems: int, n_features: int, penalty: float, k: int | None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.k = k or 0
+        self.register_buffer("weights", torch.zeros(n_problems, n_features, dtype=torch.float64))
+        self.register_buffer("intercepts", torch.zeros(n_problems, dtype=torch.float64))
+        self.register_buffer("penalties", torch.full((n_problems,), penalty, dtype=torch.float64))
+        self.register_buffer("allowed", torch.ones(n_problems, n_features, dtype=torch.bool))
+        self.register_buffer("refitted", torch.full((n_problems,), k is None))
+        self.history: list[Tensor] = []
+
+    def configure_optimizers(self) -> None:
+        """Lightning asks; the steps are our own."""
+
+    def training_step(self, batch: tuple[Tensor, Tensor]) -> None:
+        """Minimise a quadratic model of the losses under the penalty, then go as far towards it as helps."""
+        X, sides = batch
+        if self.k and not self.history:
+            centred = sides - sides.mean()
+            self.penalties = 0.8 * torch.einsum("bnd,n->bd", X, centred).abs().amax(dim=1) / len(sides)
+        slopes, curvatures = self._derivatives(X, sides)
+        gradients = torch.einsum("bnd,bn->bd", X, slopes).masked_fill(~self.allowed, 0.0)
+        violations = self._violations(gradients, slopes)
+        if self.k:
+            violations = self._weaken(gradients, violations)
+        self.log("violation", violations.max())
+        places = self._working_set(gradients)
+        step, intercept_step = self._quadratic(X, places, gradients, slopes, curvatures)
+        self._search(X, sides, torch.zeros_like(self.weights).scatter(1, places, step), intercept_step)
+
+    def _derivatives(self, X: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+        probabilities = torch.sigmoid(self._margins(X, self.weights, self.intercepts))
+        return (probabilities - sides) / len(sides), (probabilities * (1 - probabilities)).clamp(min=1e-9) / len(sides)
+
+    @staticmethod
+    def _margins(X: Tensor, weights: Tensor, intercepts: Tensor) -> Tensor:
+        return torch.einsum("bnd,bd->bn", X, weights) + intercepts[:, None]
+
+    def _objective(self, X: Tensor, sides: Tensor, weights: Tensor, intercepts: Tensor) -> Tensor:
+        margins = self._margins(X, weights, intercepts)
+        return (softplus(margins) - sides * margins).mean(dim=1) + self.penalties * weights.abs().sum(dim=1)
+
+    def _violations(self, gradients: Tensor, slopes: Tensor) -> Tensor:
+        """How far each problem is from optimal, as a share of its penalty."""
+        at_zero = (gradients.abs() - self.penalties[:, None]).clamp(min=0)
+        elsewhere = (gradients + self.penalties[:, None] * self.weights.sign()).abs()
+        worst = torch.where(self.weights == 0, at_zero, elsewhere).amax(dim=1)
+        return torch.maximum(worst, slopes.sum(dim=1).abs()) / self.penalties
+
+    def _weaken(self, gradients: Tensor, violations: Tensor) -> Tensor:
+        """Where a problem is solved with fewer than `k` neurons, weaken its penalty; else refit it on the best."""
+        solved = (violations < 1e-2) & ~self.refitted
+        enough = solved & ((self.weights != 0).sum(dim=1) >= self.k)
+        self.penalties = torch.where(solved & ~enough, 0.8 * self.penalties, self.penalties)
+        best = torch.zeros_like(self.allowed).scatter(1, self.weights.abs().topk(self.k, dim=1).indices, value=True)
+        self.allowed = torch.where(enough[:, None], best, self.allowed)
+        self.weights = self.weights * self.allowed
+        self.penalties = torch.where(enough, 0.05 * self.penalties, self.penalties)
+        self.refitted = self.refitted | enough
+        return torch.where(self.refitted & ~enough, violations, torch.inf)
+
+    def _working_set(self, gradients: Tensor) -> Tensor:
+        """Places of the neurons that this step may change: those in use, and those that want to be most."""
+        used = self.weights != 0
+        wanted = gradients.abs() - self.penalties[:, None]
+        n_used = used.sum(dim=1)
+        size = (n_used + torch.minimum((wanted > 0).sum(dim=1), 16 + n_used)).max()
+        return wanted.masked_fill(used, torch.inf).topk(int(size.clamp(1, used.shape[1])), dim=1).indices
+
+    def _quadratic(
+        self, X: Tensor, places: Tensor, gradients: Tensor, slopes: Tensor, curvatures: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Solve the quadratic model on the working set by coordinate descent, the intercept eliminated."""
+        chosen = X.gather(2, places[:, None].expand(-1, X.shape[1], -1))
+        weighted = chosen * curvatures[:, :, None]
+        across, total = weighted.sum(dim=1), curvatures.sum(dim=1, keepdim=True)
+        hessian = chosen.mT @ weighted - across[:, :, None] * across[:, None] / total[:, :, None]
+        slope = slopes.sum(dim=1, keepdim=True)
+        gradient = gradients.gather(1, places) - across * slope / total
+        start = self.weights.gather(1, places)
+        diagonal = hessian.diagonal(dim1=1, dim2=2).clamp(min=1e-12)
+        permitted = self.allowed.gather(1, places)
+        weights, thresholds = start.clone(), self.penalties[:, None] / diagonal
+        for _ in range(SWEEPS):
+            largest = torch.zeros(())
+            for j in range(places.shape[1]):
+                proposal = weights[:, j] - gradient[:, j] / diagonal[:, j]
+                new = proposal.sign() * (proposal.abs() - thresholds[:, j]).clamp(min=0) * permitted[:, j]
+                change = new - weights[:, j]
+                gradient += hessian[:, :, j] * change[:, None]
+                weights[:, j] = new
+                largest = torch.maximum(largest, (change * diagonal[:, j]).abs().max())
+            if largest < 1e-3 * self.penalties.min() * 0.1:
+                break
+        step = weights - start
+        return step, (-(slope + (across * step).sum(dim=1, keepdim=True)) / total)[:, 0]
+
+    def _search(self, X: Tensor, sides: Tensor, step: Tensor, intercept_step: Tensor) -> None:
+        """Halve the step of each problem until its objective falls."""
+        before = self._objective(X, sides, self.weights, self.intercepts)
+        length = torch.ones_like(before)
+        for _ in range(30):
+            weights = self.weights + length[:, None] * step
+            intercepts = self.intercepts + length * intercept_step
+            after = self._objective(X, sides, weights, intercepts)
+            worse = after > before + 1e-14
+            if not worse.any():
+                break
+            length = torch.where(worse, length / 2, length)
+        self.weights = torch.where(worse[:, None], self.weights, weights)
+        self.intercepts = torch.where(worse, self.intercepts, intercepts)
+        self.history.append(torch.where(worse, before, after).cpu())

@@ -1,0 +1,152 @@
+"""Sparse autoencoders load from the layouts that others publish, train, and steer along features."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from steerkit.activations import ActivationExtractor
+from steerkit.estimator import SteeringEstimator
+from steerkit.exceptions import CorruptFileError, InvalidInputError
+from steerkit.sparse_autoencoder import SparseAutoencoder, SparseFeatures
+from tests.models import LABELS, TEXTS, tiny
+
+D, M = 8, 20
+
+
+@pytest.fixture
+def tensors() -> dict[str, Any]:
+    generator = np.random.default_rng(0)
+    shapes = {"W_enc": (D, M), "b_enc": (M,), "W_dec": (M, D), "b_dec": (D,), "threshold": (M,)}
+    drawn = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    return drawn | {"threshold": np.abs(drawn["threshold"])}
+
+
+def jump(X: Any, t: dict[str, Any]) -> Any:
+    before = X @ t["W_enc"] + t["b_enc"]
+    return np.where(before > t["threshold"], np.maximum(before, 0), 0)
+
+
+X = np.random.default_rng(1).normal(size=(30, D)).astype(np.float32)
+
+
+def test_gemma_scope_s_npz(tmp_path: Path, tensors: dict[str, Any]) -> None:
+    folder = tmp_path / "layer_12" / "width_16k" / "average_l0_82"
+    folder.mkdir(parents=True)
+    np.savez(folder / "params.npz", **tensors)
+    loaded = SparseAutoencoder.from_pretrained(tmp_path, subfolder="layer_12/width_16k/average_l0_82")
+    np.testing.assert_allclose(loaded.transform(X), jump(X, tensors), atol=1e-5)
+    expected = jump(X, tensors) @ tensors["W_dec"] + tensors["b_dec"]
+    np.testing.assert_allclose(loaded.inverse_transform(loaded.transform(X)), expected, atol=1e-4)
+
+
+def test_gemma_scope_2_s_safetensors(tmp_path: Path, tensors: dict[str, Any]) -> None:
+    save_file({name.lower(): tensor for name, tensor in tensors.items()}, tmp_path / "params.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "jump_relu", "width": M, "l0": 10}))
+    np.testing.assert_allclose(SparseAutoencoder.from_pretrained(tmp_path).transform(X), jump(X, tensors), atol=1e-5)
+
+
+@pytest.mark.parametrize("before_k", [True, False])
+def test_saelens_top_k(tmp_path: Path, tensors: dict[str, Any], before_k: bool) -> None:
+    del tensors["threshold"]
+    save_file(tensors, tmp_path / "sae_weights.safetensors")
+    k = {"k": 4} if before_k else {"activation_fn_kwargs": {"k": 4}}
+    settings = {"architecture": "topk", "d_in": D, "d_sae": M, "apply_b_dec_to_input": True, **k}
+    (tmp_path / "cfg.json").write_text(json.dumps(settings))
+    features = SparseAutoencoder.from_pretrained(tmp_path).transform(X)
+    before = np.maximum((X - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"], 0)
+    kept = np.sort(before, axis=1)[:, -4:-3] <= before
+    np.testing.assert_allclose(features, before * kept, atol=1e-5)
+
+
+def test_saelens_jumprelu_and_standard(tmp_path: Path, tensors: dict[str, Any]) -> None:
+    save_file(tensors, tmp_path / "sae_weights.safetensors")
+    (tmp_path / "cfg.json").write_text(json.dumps({"architecture": "jumprelu", "normalize_activations": "none"}))
+    np.testing.assert_allclose(SparseAutoencoder.from_pretrained(tmp_path).transform(X), jump(X, tensors), atol=1e-5)
+    (tmp_path / "cfg.json").write_text(json.dumps({"architecture": "standard"}))
+    rectified = np.maximum(X @ tensors["W_enc"] + tensors["b_enc"], 0)
+    np.testing.assert_allclose(SparseAutoencoder.from_pretrained(tmp_path).transform(X), rectified, atol=1e-5)
+
+
+def test_what_cannot_be_loaded_says_why(tmp_path: Path, tensors: dict[str, Any]) -> None:
+    with pytest.raises(
+        CorruptFileError, match=r"holds none of params\.npz, params\.safetensors, sae_weights\.safetensors"
+    ):
+        SparseAutoencoder.from_pretrained(tmp_path)
+    save_file(tensors, tmp_path / "sae_weights.safetensors")
+    (tmp_path / "cfg.json").write_text(json.dumps({"architecture": "gated"}))
+    with pytest.raises(InvalidInputError, match="is a 'gated' autoencoder; pass one of kind 'jumprelu', 'topk' or"):
+        SparseAutoencoder.from_pretrained(tmp_path)
+    (tmp_path / "cfg.json").write_text(
+        json.dumps({"architecture": "topk", "k": 3, "normalize_activations": "layer_norm"})
+    )
+    with pytest.raises(
+        InvalidInputError, match=re.escape("normalises activations (layer_norm), which is not supported;")
+    ):
+        SparseAutoencoder.from_pretrained(tmp_path)
+    (tmp_path / "cfg.json").write_text("{}")
+    save_file(tensors | {"W_dec": tensors["W_dec"][:, :4].copy()}, tmp_path / "sae_weights.safetensors")
+    with pytest.raises(
+        CorruptFileError, match=re.escape("has weights (8, 20) and (20, 4) that do not fit; get it again.")
+    ):
+        SparseAutoencoder.from_pretrained(tmp_path)
+    (tmp_path / "sae_weights.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(CorruptFileError, match=r"sae_weights\.safetensors cannot be read"):
+        SparseAutoencoder.from_pretrained(tmp_path)
+
+
+def planted(n: int = 3000, seed: int = 0) -> tuple[Any, Any, Any]:
+    """Sparse combinations of known directions."""
+    generator = np.random.default_rng(seed)
+    rows = generator.normal(size=(24, 16))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    active = np.where(generator.random((n, 24)) < 0.08, 1 + generator.random((n, 24)), 0)
+    return (active @ rows * 20 + 7).astype(np.float32), active, rows
+
+
+def test_training_explains_most_of_the_variance_and_repeats(tmp_path: Path) -> None:
+    X, _, _ = planted()
+    trained = SparseAutoencoder(48, k=4, max_epochs=20, learning_rate=5e-3).fit(X)
+    rest = ((trained.inverse_transform(trained.transform(X)) - X) ** 2).sum() / ((X - X.mean(axis=0)) ** 2).sum()
+    assert rest < 0.25
+    assert trained.history_[-1] < trained.history_[0]
+    assert ((trained.transform(X) > 0).sum(axis=1) <= 4).all()
+    again = SparseAutoencoder(48, k=4, max_epochs=20, learning_rate=5e-3).fit(X)
+    np.testing.assert_array_equal(trained.decoder_, again.decoder_)
+    trained.save(tmp_path / "sae")
+    np.testing.assert_array_equal(
+        SparseAutoencoder.from_pretrained(tmp_path / "sae").transform(X), trained.transform(X)
+    )
+
+
+def test_the_features_that_separate_the_classes_give_the_direction() -> None:
+    X, active, rows = planted()
+    y = (active[:, 5] > 0).astype(int)
+    known = SparseAutoencoder(24, k=24)
+    known.encoder_, known.decoder_ = np.linalg.pinv(rows).astype(np.float32), rows.astype(np.float32)
+    known.encoder_ = rows.T.astype(np.float32)
+    known.encoder_bias_, known.decoder_bias_ = -known.encoder_.sum(axis=0) * 7 - 12, np.full(16, 7, dtype=np.float32)
+    known.thresholds_, known._from_centre, known.n_features_in_ = None, False, 16
+    fitted = SparseFeatures(known, n_features=1).fit(X, y)
+    assert fitted.features_.tolist() == [5]
+    assert fitted.coef_[0] @ rows[5] / np.linalg.norm(fitted.coef_) > 0.999
+    (top,) = fitted.top_features(X, [f"text {i}" for i in range(len(X))], n_texts=4)
+    assert top["feature"] == 5
+    assert top["difference"] > 0
+    assert len(top["texts"]) == 4
+    assert all(y[int(text.split()[1])] for text in top["texts"])
+
+
+def test_it_steers_a_model_along_features_of_its_own() -> None:
+    model = tiny("llama")
+    activations = ActivationExtractor(model, layers=[2]).fit_transform(TEXTS)[:, 0]
+    autoencoder = SparseAutoencoder(32, k=4, max_epochs=30).fit(activations)
+    estimator = SteeringEstimator(model, learner=SparseFeatures(autoencoder), layers=[2], layer=2, cv=2)
+    steered = estimator.fit(TEXTS, LABELS).export(alpha=2.0)
+    assert steered.generate(TEXTS[0], max_new_tokens=8) != steered.generate(TEXTS[0], alpha=0.0, max_new_tokens=8)
+    with pytest.raises(InvalidInputError, match="the autoencoder is for activations of size 32, 5 came; load the one"):
+        SparseFeatures(autoencoder).fit(np.ones((4, 5)), [0, 1, 0, 1])
