@@ -10,12 +10,19 @@ _HOMES = {
     "Calibration": "calibration",
     "LanguageModel": "language_model",
     "LayerwiseDirections": "layerwise",
+    "MassMean": "learners",
     "MeanDifference": "learners",
+    "OptimisedDirection": "optimised_direction",
+    "PrincipalDifference": "learners",
+    "SparseAutoencoder": "sparse_autoencoder",
+    "SparseFeatures": "sparse_autoencoder",
+    "SparseProbe": "sparse_probe",
     "SteeredModel": "steered",
     "SteeringEstimator": "estimator",
     "SteeringVector": "vectors",
     "Sweep": "sweeps",
     "calibrate": "calibration",
+    "lint_contrast": "lint",
     "load_contrast": "datasets",
     "load_expertise": "datasets",
     "sweep": "sweeps",
@@ -31,7 +38,14 @@ if TYPE_CHECKING:
     from steerkit.estimator import SteeringEstimator as SteeringEstimator
     from steerkit.language_model import LanguageModel as LanguageModel
     from steerkit.layerwise import LayerwiseDirections as LayerwiseDirections
+    from steerkit.learners import MassMean as MassMean
     from steerkit.learners import MeanDifference as MeanDifference
+    from steerkit.learners import PrincipalDifference as PrincipalDifference
+    from steerkit.lint import lint_contrast as lint_contrast
+    from steerkit.optimised_direction import OptimisedDirection as OptimisedDirection
+    from steerkit.sparse_autoencoder import SparseAutoencoder as SparseAutoencoder
+    from steerkit.sparse_autoencoder import SparseFeatures as SparseFeatures
+    from steerkit.sparse_probe import SparseProbe as SparseProbe
     from steerkit.steered import SteeredModel as SteeredModel
     from steerkit.sweeps import Sweep as Sweep
     from steerkit.sweeps import sweep as sweep

@@ -1,5 +1,6 @@
 """Texts to activations: the residual stream after each layer, pooled to one vector per text."""
 
+import re
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any, Self
@@ -15,11 +16,10 @@ from steerkit.batching import batches
 from steerkit.exceptions import InvalidInputError, NonFiniteError
 from steerkit.hooks import capture
 from steerkit.language_model import LanguageModel
-from steerkit.prompts import check_prompts
+from steerkit.prompts import check_prompts, split_pairs
 
 Floats = NDArray[np.float32]
 TOKENS_PER_BATCH = 4096
-POOLINGS = ("last", "mean")
 
 
 def resolve_layers(model: LanguageModel, layers: Any) -> list[int]:
@@ -38,10 +38,19 @@ def pooled_activations(
     sequences: Sequence[list[int]],
     *,
     layers: Sequence[int],
-    pooling: str = "last",
+    pooling: str | int = "last",
     batch_size: int | str = "auto",
+    starts: Sequence[int] | None = None,
 ) -> Floats:
     """Run token sequences through the trunk of the model and keep one vector per sequence and layer.
+
+    Parameters
+    ----------
+    pooling : {"last", "mean", "last-k"} or int
+        The last token, the mean of all, the mean of the last k (``"last-4"``), or the token at a place counted from
+        the start (0) or from the end (-1).
+    starts : sequence of int, optional
+        Pool over each sequence from here on only.
 
     Returns
     -------
@@ -52,17 +61,17 @@ def pooled_activations(
     NonFiniteError
         The model puts out NaN or Inf.
     """
-    if pooling not in POOLINGS:
-        raise InvalidInputError(f"pooling={pooling!r} is not known; pass one of {', '.join(map(repr, POOLINGS))}.")
+    lengths = [len(sequence) for sequence in sequences]
+    spans = [_span(pooling, start, end) for start, end in zip(starts or [0] * len(lengths), lengths, strict=True)]
     automatic = batch_size == "auto"
     if not automatic and (isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1):
         raise InvalidInputError(f"batch_size={batch_size!r} is no positive number; pass 'auto' or an int above 0.")
     pooled = np.empty((len(sequences), len(layers), model.hidden_size), dtype=np.float32)
     limits = {"tokens": TOKENS_PER_BATCH} if automatic else {"tokens": 2**62, "rows": int(batch_size)}
     with model.held() as bare, torch.inference_mode():
-        for rows in batches([len(sequence) for sequence in sequences], **limits):
+        for rows in batches(lengths, **limits):
             ids, mask = model.pad([sequences[row] for row in rows])
-            with capture(model.blocks, layers, _pool(mask, pooling)) as kept:
+            with capture(model.blocks, layers, _mean_over([spans[row] for row in rows])) as kept:
                 bare.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
             for place, layer in enumerate(layers):
                 pooled[rows, place] = kept[layer].float().cpu().numpy()
@@ -75,19 +84,97 @@ def pooled_activations(
     return pooled
 
 
-def _pool(mask: Tensor, pooling: str) -> Callable[[Tensor], Tensor]:
-    """Pool over real tokens only; sequences are padded on the right."""
-    lengths = mask.sum(dim=1)
-    rows = torch.arange(len(mask), device=mask.device)
+def text_activations(
+    model: LanguageModel, X: Sequence[Any], *, layers: Sequence[int], pooling: str | int, batch_size: int | str
+) -> Floats:
+    """Return the pooled activations of prompts, or of the completions of ``(prompt, completion)`` pairs."""
+    sequences, starts = _encode(model, X)
+    return pooled_activations(model, sequences, layers=layers, pooling=pooling, batch_size=batch_size, starts=starts)
 
-    def last(hidden: Tensor) -> Tensor:
-        return hidden[rows.to(hidden.device), (lengths - 1).to(hidden.device)]
+
+def check_texts(X: object) -> list[Any]:
+    """Return texts or ``(prompt, completion)`` pairs as a list, or raise `PromptError`."""
+    texts = list(X) if isinstance(X, Sequence | np.ndarray) and not isinstance(X, str) else X
+    if isinstance(texts, list) and any(isinstance(text, tuple) for text in texts):
+        split_pairs(texts)
+        return texts
+    return check_prompts(texts)
+
+
+def token_activations(model: LanguageModel, text: Any, layer: int) -> tuple[list[int], Floats]:
+    """Return the token ids of a prompt or ``(prompt, completion)``, and their activations ``(n_tokens, hidden)``."""
+    (sequence,), _ = _encode(model, check_texts([text]))
+    ids, mask = model.pad([sequence])
+    with model.held() as bare, torch.inference_mode(), capture(model.blocks, [layer], lambda hidden: hidden[0]) as kept:
+        bare.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+    return sequence, kept[layer].float().cpu().numpy()
+
+
+def _encode(model: LanguageModel, X: Sequence[Any]) -> tuple[list[list[int]], list[int] | None]:
+    texts = check_texts(X)
+    if not any(isinstance(text, tuple) for text in texts):
+        return model.encode(texts), None
+    prompts, completions = split_pairs(texts)
+    return model.encode(prompts, completions), [len(head) for head in model.encode(prompts)]
+
+
+def remembered_activations(
+    model: LanguageModel, X: Sequence[Any], *, layers: Sequence[int], pooling: str | int, batch_size: int | str
+) -> Floats:
+    """Return what `text_activations` does, computing only what was not asked of this model before.
+
+    So the candidates and folds of a grid search send each text through the model once. Training the model further
+    forgets everything.
+    """
+    loaded = model.load()
+    with model.held() as bare:
+        # Every tensor counts its changes in place, unless it can have none.
+        state = sum(0 if weights.is_inference() else weights._version for weights in bare.parameters())
+        keys = [(state, model.chat, model.blocks_path, pooling, repr(text)) for text in X]
+        wanted = dict(zip(keys, X, strict=True))
+        missing = [key for key in wanted if not all((key, layer) in loaded.activations for layer in layers)]
+        fresh: dict[Any, Any] = {}
+        if missing:
+            texts = [wanted[key] for key in missing]
+            computed = text_activations(model, texts, layers=layers, pooling=pooling, batch_size=batch_size)
+            fresh = {(key, layer): computed[i, j] for i, key in enumerate(missing) for j, layer in enumerate(layers)}
+        pooled = [[fresh.get((key, layer), loaded.activations.get((key, layer))) for layer in layers] for key in keys]
+        for place, vector in fresh.items():
+            loaded.activations[place] = vector.copy()
+    return np.array(pooled, dtype=np.float32)
+
+
+def _span(pooling: str | int, start: int, end: int) -> tuple[int, int]:
+    """Return the first token to pool over and the one after the last."""
+    length = end - start
+    if isinstance(pooling, Integral) and not isinstance(pooling, bool):
+        place = int(pooling) + (end if pooling < 0 else start)
+        if not start <= place < end:
+            raise InvalidInputError(f"pooling={pooling!r} is outside a text of {length} tokens; pass a smaller number.")
+        return place, place + 1
+    if pooling == "mean":
+        return start, end
+    last = re.fullmatch(r"last(?:-([1-9]\d*))?", pooling) if isinstance(pooling, str) else None
+    if last is None:
+        raise InvalidInputError(f"pooling={pooling!r} is not known; pass 'last', 'mean', 'last-4' or a token's index.")
+    return max(start, end - int(last[1] or 1)), end
+
+
+def _mean_over(spans: Sequence[tuple[int, int]]) -> Callable[[Tensor], Tensor]:
+    """Mean over a span of each row; sequences are padded on the right."""
+    begin, end = torch.tensor(spans).T
+    rows = torch.arange(len(spans))
+
+    def one(hidden: Tensor) -> Tensor:
+        return hidden[rows.to(hidden.device), begin.to(hidden.device)]
 
     def mean(hidden: Tensor) -> Tensor:
-        weights = (mask / lengths[:, None]).to(hidden.device)[..., None]
-        return (hidden.float() * weights).sum(dim=1)
+        places = torch.arange(hidden.shape[1])
+        inside = (places >= begin[:, None]) & (places < end[:, None])
+        weights = (inside / (end - begin)[:, None]).to(hidden.device)[..., None]
+        return torch.where(weights > 0, hidden.float() * weights, 0.0).sum(dim=1)
 
-    return last if pooling == "last" else mean
+    return one if (end - begin == 1).all() else mean
 
 
 class ActivationExtractor(TransformerMixin, BaseEstimator):
@@ -98,8 +185,10 @@ class ActivationExtractor(TransformerMixin, BaseEstimator):
     model : str or LanguageModel
     layers : "all", int or list of int
         Activations are the outputs of these decoder blocks, 0-based.
-    pooling : {"last", "mean"}
-        The last token's activation, where the next token is decided, or the mean over all tokens.
+    pooling : {"last", "mean", "last-k"} or int
+        The last token's activation, where the next token is decided, the mean over all tokens or over the last k
+        (``"last-4"``), or a token's index from the start (0) or the end (-1). Of a ``(prompt, completion)`` pair the
+        tokens of the completion count.
     batch_size : "auto" or int
         Texts per forward pass; ``"auto"`` bounds the tokens per pass instead.
 
@@ -113,7 +202,7 @@ class ActivationExtractor(TransformerMixin, BaseEstimator):
         model: str | LanguageModel = "builtin:tutor",
         *,
         layers: Any = "all",
-        pooling: str = "last",
+        pooling: str | int = "last",
         batch_size: int | str = "auto",
     ) -> None:
         self.model = model
@@ -127,11 +216,11 @@ class ActivationExtractor(TransformerMixin, BaseEstimator):
         return self
 
     def transform(self, X: Sequence[str]) -> Floats:
-        """Return ``(n_samples, n_layers, hidden size)``, float32, for a sequence of texts."""
+        """Return ``(n_samples, n_layers, hidden size)``, float32, for texts or ``(prompt, completion)`` pairs."""
         model = LanguageModel.of(self.model)
-        sequences = model.encode(check_prompts(X))
-        layers = resolve_layers(model, self.layers)
-        return pooled_activations(model, sequences, layers=layers, pooling=self.pooling, batch_size=self.batch_size)
+        return text_activations(
+            model, X, layers=resolve_layers(model, self.layers), pooling=self.pooling, batch_size=self.batch_size
+        )
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

@@ -1,4 +1,4 @@
-"""The command line: ``steerkit run | generate | ui``. Heavy imports wait until a command needs them."""
+"""The command line: ``steerkit run | generate | lint | ui``. Heavy imports wait until a command needs them."""
 
 import os
 from pathlib import Path
@@ -116,6 +116,30 @@ def generate(
         answers = steered.generate([prompt] * len(alphas), alpha=alphas, max_new_tokens=max_new_tokens)
         for strength, answer in zip(alphas, answers, strict=True):
             typer.echo(f"[alpha {strength:+g}] {answer}" if len(alphas) > 1 else answer)
+
+
+@app.command()
+def lint(
+    prompts: Annotated[Path, typer.Argument(help="CSV or JSONL with text, label and, optionally, group.")],
+    test: Annotated[Path | None, typer.Option(help="Contrast set on which the accuracy will be measured.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model whose context the prompts must fit into.")] = None,
+) -> None:
+    """Look for what would make a contrast set easier than it seems; exit 1 if accuracies would mean nothing.
+
+    Example: `steerkit lint prompts.csv --test held-out.csv --model builtin:tutor`
+    """
+    with _errors():
+        from steerkit.datasets import load_contrast
+        from steerkit.lint import lint_contrast
+
+        loaded = load_contrast(prompts)
+        findings = lint_contrast(loaded, None if test is None else load_contrast(test), model=model)
+        for finding in findings:
+            rows = ", ".join(map(str, finding.rows[:10])) + (", …" if len(finding.rows) > 10 else "")
+            typer.echo(f"{'error' if finding.fatal else 'warning'}: {finding.kind}: {finding.message} (rows {rows})")
+        if not findings:
+            typer.echo(f"{prompts}: nothing found in {len(loaded.data)} texts.")
+        raise typer.Exit(int(any(finding.fatal for finding in findings)))
 
 
 @app.command()

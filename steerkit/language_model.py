@@ -1,14 +1,15 @@
 """A lazy handle on a causal language model and its tokenizer: what scikit-learn may clone, compare and pickle."""
 
 import os
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import PicklingError
 from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from steerkit.exceptions import InvalidInputError, LayerError, ModelLoadError, PromptError, SteeringActiveError
@@ -86,7 +87,7 @@ class LanguageModel:
     def wrap(cls, model: Any, tokenizer: Any, *, chat: bool | str = "auto", blocks: str | None = None) -> Self:
         """Make a handle on a model that is in memory already, in evaluation mode; such a handle cannot be pickled."""
         handle = cls("", chat=chat, blocks=blocks)
-        handle._loaded = Loaded(model.eval(), tokenizer, threading.RLock())
+        handle._loaded = Loaded(model.eval(), tokenizer)
         return handle
 
     # Identity: scikit-learn clones and compares parameters, joblib pickles them.
@@ -200,6 +201,31 @@ class LanguageModel:
             )
         return int(layer)
 
+    @torch.inference_mode()
+    def unembed(self, direction: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return what a direction of the residual stream adds to each token's logit, ``(vocabulary,)``.
+
+        The weights of the final norm are folded in, its division by the activation's length is not.
+
+        Raises
+        ------
+        InvalidInputError
+            The model has no unembedding.
+        """
+        head = self.model.get_output_embeddings()
+        if head is None:
+            raise InvalidInputError(
+                f"{self!r} has no unembedding to read a direction by; pass a causal language model."
+            )
+        weights = head.weight
+        stream = torch.tensor(direction).to(weights.device, weights.dtype)
+        norms = [m for m in self.model.get_decoder().children() if "norm" in type(m).__name__.lower()]
+        if norms and isinstance(norms[-1], nn.LayerNorm):
+            stream = (stream - stream.mean()) * norms[-1].weight
+        elif norms:  # an RMS norm leaves a vector of ones as its own weights, however it stores them
+            stream = stream * norms[-1](torch.ones_like(stream))
+        return np.asarray((weights @ stream).float().cpu())
+
     # Text to tokens and back.
 
     @property
@@ -209,7 +235,9 @@ class LanguageModel:
             raise InvalidInputError(f"chat=True, but {self!r} has no chat template; pass chat='auto' or False.")
         return bool(self.tokenizer.chat_template) and bool(self.chat)
 
-    def encode(self, prompts: Sequence[Prompt], answers: Sequence[str] | None = None) -> list[list[int]]:
+    def encode(
+        self, prompts: Sequence[Prompt], answers: Sequence[str] | None = None, *, check_length: bool = True
+    ) -> list[list[int]]:
         """Return the token ids of each prompt, in the chat template if the model uses one, BOS never doubled.
 
         Parameters
@@ -217,6 +245,8 @@ class LanguageModel:
         prompts : sequence of str or of chat messages
         answers : sequence of str, optional
             Text to append to each prompt, as the model would have generated it.
+        check_length : bool
+            Whether to refuse what is longer than the model's context.
 
         Raises
         ------
@@ -228,7 +258,7 @@ class LanguageModel:
             tails = (self.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers)
             sequences = [head + tail for head, tail in zip(sequences, tails, strict=True)]
         for index, ids in enumerate(sequences):
-            if len(ids) > self.context_length:
+            if check_length and len(ids) > self.context_length:
                 raise PromptError(
                     f"prompt {index} has {len(ids)} tokens, {self.name or 'the model'} takes at most "
                     f"{self.context_length}; shorten it."

@@ -1,37 +1,46 @@
 """One learner per layer: directions, norms and cross-validated accuracies from activations."""
 
+from collections.abc import Iterator
+from functools import partial
 from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
+import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, check_cv, cross_val_score
+from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, check_cv
+from sklearn.utils.validation import has_fit_parameter
 
 from steerkit.exceptions import ContrastSetError, InvalidInputError, NotFittedError
 from steerkit.learners import make_learner, readout
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 def check_labels(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Return the two classes and the side (0 or 1) of each sample, or raise `ContrastSetError`."""
+    """Return the classes, sorted, and the place of each sample's class, or raise `ContrastSetError`."""
     labels = np.asarray(y)
     if labels.ndim != 1:
         raise ContrastSetError(f"y has shape {labels.shape}, (n_samples,) was expected; pass one label per text.")
     if any(label is None or label != label for label in labels.tolist()):
-        raise ContrastSetError("y holds NaN or None, two classes were expected; drop or label those samples.")
+        raise ContrastSetError("y holds NaN or None, classes were expected; drop or label those samples.")
     try:
-        classes, sides = np.unique(labels, return_inverse=True)
+        classes, codes = np.unique(labels, return_inverse=True)
     except TypeError:
-        raise ContrastSetError("y mixes labels of several types, two classes were expected; use one type.") from None
-    if len(classes) != 2:
-        names = ", ".join(map(repr, classes[:5].tolist())) or "none"
+        raise ContrastSetError("y mixes labels of several types, classes were expected; use one type.") from None
+    if len(classes) < 2:
+        names = ", ".join(map(repr, classes.tolist())) or "none"
         raise ContrastSetError(
-            f"y has {len(classes)} classes ({names}), exactly two were expected; pass texts of both "
-            "classes and no third."
+            f"y has {len(classes)} classes ({names}), at least two were expected; pass texts of each class."
         )
-    return classes, sides.astype(np.int64)
+    if len(classes) > 2 and len(classes) > len(labels) / 2:
+        raise ContrastSetError(
+            f"y has {len(classes)} classes for {len(labels)} samples, at least two samples of each were expected; "
+            "pass labels, not numbers."
+        )
+    return classes, codes.astype(np.int64)
 
 
 class LayerwiseDirections(TransformerMixin, BaseEstimator):
@@ -40,50 +49,65 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
     Before the learner sees them, the activations of a layer are divided by their root mean square, so that
     regularisation means the same at each layer and scaling a model's activations leaves its directions.
 
+    With more than two classes there is one direction per class, against all others, and the attributes from
+    ``directions_`` to ``offsets_`` and ``stability_`` have a first axis of length n_classes.
+
     Parameters
     ----------
     learner : str or scikit-learn classifier
-        ``"probe"`` (logistic regression), ``"mean-diff"``, or any classifier with an affine decision function.
+        A name in `LEARNERS`, or any classifier with an affine decision function.
     cv : int or scikit-learn splitter
         Folds for ``accuracies_``. An int means stratified folds that keep groups together where groups are given.
+    n_bootstrap : int
+        Resamples for ``stability_``; 0 takes the folds instead.
 
     Attributes
     ----------
-    classes_ : ndarray of shape (2,)
+    classes_ : ndarray of shape (n_classes,)
     directions_ : ndarray of shape (n_layers, hidden size), float32
         Unit vectors from ``classes_[0]`` to ``classes_[1]``; zero at a layer where the learner finds no difference.
     offsets_ : ndarray of shape (n_layers,)
         The projection at which the learner's decision changes.
+    stability_ : ndarray of shape (n_layers,)
+        Mean cosine between the direction and those of bootstrap samples (or of the folds); NaN without either.
     norms_ : ndarray of shape (n_layers,)
         Mean L2 norm of the activations: the unit of alpha.
-    accuracies_ : ndarray of shape (n_layers,)
-        Cross-validated; NaN with fewer than two samples in a class.
+    accuracies_, aucs_ : ndarray of shape (n_layers,)
+        Cross-validated; NaN with fewer than two samples in a class. With more than two classes, the class whose
+        reading is highest counts, and the area under the curve is the mean over the classes.
     accuracy_errors_ : ndarray of shape (n_layers,)
         Standard error of ``accuracies_`` over the folds.
     learners_ : list of the fitted learners, each on activations divided by ``scales_``.
+        With more than two classes, a list of such lists.
     """
 
-    def __init__(self, learner: Any = "probe", *, cv: Any = 5) -> None:
+    def __init__(self, learner: Any = "probe", *, cv: Any = 5, n_bootstrap: int = 0) -> None:
         self.learner = learner
         self.cv = cv
+        self.n_bootstrap = n_bootstrap
 
-    def fit(self, X: NDArray[Any], y: ArrayLike, groups: ArrayLike | None = None) -> Self:
+    def fit(
+        self, X: NDArray[Any], y: ArrayLike, groups: ArrayLike | None = None, pairs: ArrayLike | None = None
+    ) -> Self:
         """Fit all layers.
 
         Parameters
         ----------
         X : ndarray of shape (n_samples, n_layers, hidden size)
         y : array-like of shape (n_samples,)
-            Two distinct labels.
+            Labels, at least two distinct ones.
         groups : array-like of shape (n_samples,), optional
             Samples of one group (a domain, say) never stand on both sides of a fold.
+        pairs : array-like of shape (n_samples,), optional
+            Equal values join two samples of different classes, for learners that use pairs.
         """
         X = self._check(X)
-        classes, sides = check_labels(y)
-        if len(sides) != len(X) or (groups is not None and len(np.asarray(groups)) != len(X)):
-            raise ContrastSetError(
-                f"X has {len(X)} samples, y and groups must have as many; check how they were built."
-            )
+        classes, codes = check_labels(y)
+        for name, values in (("groups", groups), ("pairs", pairs)):
+            if len(codes) != len(X) or (values is not None and len(np.asarray(values)) != len(X)):
+                raise ContrastSetError(
+                    f"X has {len(X)} samples, y and {name} must have as many; check how they were built."
+                )
         self.classes_ = classes
         self.norms_ = np.linalg.norm(X, axis=2).mean(axis=0)
         self.scales_ = np.sqrt((X**2).mean(axis=(0, 2)))
@@ -92,39 +116,55 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
                 f"all activations at layer {int(self.scales_.argmin())} are zero, so they have no direction; "
                 "check the model's weights."
             )
-        splits = self._splits(X, sides, groups)
-        self.learners_, directions, offsets, scores = [], [], [], []
-        for layer in range(X.shape[1]):
-            scaled = X[:, layer] / self.scales_[layer]
-            learner = make_learner(self.learner)
-            scores.append(cross_val_score(clone(learner), scaled, sides, cv=splits) if splits else [np.nan])
-            self.learners_.append(learner.fit(scaled, sides))
-            weights, bias = readout(learner, X.shape[2])
-            length = np.linalg.norm(weights)
-            directions.append(weights / length if length else np.zeros_like(weights))
-            offsets.append(-bias * self.scales_[layer] / length if length else 0.0)
-        if not np.any(directions):
+        if getattr(self.learner, "raw_activations", False):
+            self.scales_ = np.ones(X.shape[1])
+        scaled = X / self.scales_[:, None]
+        fit = partial(_fit, self.learner, scaled, codes, None if pairs is None else np.asarray(pairs))
+        learners, directions, cuts = fit(np.arange(len(X)))
+        if not directions.any():
             raise ContrastSetError("the learner finds no difference between the classes; pass texts that differ.")
-        self.directions_ = np.asarray(directions, dtype=np.float32)
-        self.offsets_ = np.asarray(offsets)
-        self.accuracies_ = np.mean(scores, axis=1)
-        self.accuracy_errors_ = np.std(scores, axis=1) / np.sqrt(len(scores[0]))
+        accuracies, aucs, others = [], [], []
+        splits = [] if getattr(self.learner, "prefit", False) else self._splits(X, codes, groups)
+        for train, test in splits:
+            _, axes, parts = fit(train)
+            others.append(axes)
+            readings = np.einsum("nlh,clh->ncl", scaled[test], axes) - parts
+            accuracies.append(_accuracies(readings, codes[test]))
+            aucs.append(_aucs(readings, codes[test]))
+        if self.n_bootstrap and splits:
+            others = [fit(rows)[1] for rows in _resamples(codes, self.n_bootstrap)]
+        binary = len(classes) == 2
+        self.learners_ = learners[0] if binary else learners
+        self.directions_ = _of_class(directions.astype(np.float32), binary)
+        self.offsets_ = _of_class(cuts * self.scales_, binary)
+        cosines = [(axes * directions).sum(axis=2) for axes in others] or [np.full(cuts.shape, np.nan)]
+        self.stability_ = _of_class(np.mean(cosines, axis=0), binary)
+        unknown = [np.full(X.shape[1], np.nan)]
+        self.accuracies_, self.aucs_ = np.mean(accuracies or unknown, axis=0), np.mean(aucs or unknown, axis=0)
+        self.accuracy_errors_ = np.std(accuracies or unknown, axis=0) / np.sqrt(max(1, len(accuracies)))
         return self
 
     def transform(self, X: NDArray[Any]) -> Floats:
-        """Return the signed distance from each layer's boundary, ``(n_samples, n_layers)``, in units of alpha."""
-        return self.readings(X)
+        """Return the signed distances from the boundaries, in units of alpha.
+
+        ``(n_samples, n_layers)``; with more than two classes ``(n_samples, n_classes * n_layers)``, class by class.
+        """
+        readings = self.readings(X)
+        return readings.reshape(len(readings), -1)
 
     def readings(self, X: NDArray[Any]) -> Floats:
-        """Return what `transform` does, as an array even where scikit-learn is set to put out data frames."""
+        """Return ``(n_samples, n_layers)``, or ``(n_samples, n_classes, n_layers)`` with more than two classes.
+
+        An array even where scikit-learn is set to put out data frames.
+        """
         if not hasattr(self, "directions_"):
             raise NotFittedError("LayerwiseDirections is not fitted; call fit first.")
-        projections = np.einsum("nlh,lh->nl", self._check(X), self.directions_.astype(np.float64))
+        projections = np.einsum("nlh,...lh->n...l", self._check(X), self.directions_.astype(np.float64))
         return np.asarray((projections - self.offsets_) / self.norms_)
 
     def _check(self, X: NDArray[Any]) -> Floats:
         X = np.asarray(X, dtype=np.float64)
-        expected = getattr(self, "directions_", X[0] if len(X) else X).shape
+        expected = getattr(self, "directions_", X[0] if len(X) else X).shape[-2:]
         if X.ndim != 3 or X.shape[1:] != expected or not len(X):
             raise InvalidInputError(
                 f"X has shape {X.shape}, (n_samples, n_layers, hidden size) was expected; pass the activations of an "
@@ -132,20 +172,77 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
             )
         return X
 
-    def _splits(self, X: Floats, sides: NDArray[np.int64], groups: ArrayLike | None) -> list[Any]:
+    def _splits(self, X: Floats, codes: Integers, groups: ArrayLike | None) -> list[Any]:
         """Cut the folds once for all layers; fewer than asked for where a class or the groups are too few."""
         asked = 5 if self.cv is None else self.cv
         if not isinstance(asked, Integral):
-            return list(check_cv(self.cv, sides, classifier=True).split(X, sides, groups))
+            return list(check_cv(self.cv, codes, classifier=True).split(X, codes, groups))
         if isinstance(asked, bool) or asked < 2:
             raise InvalidInputError(f"cv={asked!r} is no number of folds; pass an int of at least 2, or a splitter.")
-        folds = min(int(asked), np.bincount(sides).min())
+        folds = min(int(asked), np.bincount(codes).min())
         if groups is None:
             splitter: Any = StratifiedKFold(max(folds, 2), shuffle=True, random_state=0)
         else:
             groups = np.asarray(groups)
-            folds = min(folds, *(len(np.unique(groups[sides == side])) for side in (0, 1)))
+            folds = min(folds, *(len(np.unique(groups[codes == code])) for code in np.unique(codes)))
             splitter = StratifiedGroupKFold(max(folds, 2), shuffle=True, random_state=0)
         if folds < 2:
             return []
-        return list(splitter.split(X, sides, groups))
+        return list(splitter.split(X, codes, groups))
+
+
+def _fit(
+    learner: Any, X: Floats, codes: Integers, pairs: NDArray[Any] | None, rows: Integers
+) -> tuple[list[list[Any]], Floats, Floats]:
+    """Fit to some rows; return learners, unit directions ``(n_targets, n_layers, hidden)`` and where they are cut."""
+    targets = [1] if codes.max() == 1 else range(codes.max() + 1)
+    fitted = [
+        _fit_layers(learner, X[rows], codes[rows] == target, None if pairs is None else pairs[rows])
+        for target in targets
+    ]
+    read = np.array([[_unit(*readout(one, X.shape[2])) for one in layers] for layers in fitted], dtype=object)
+    return fitted, np.array(read[..., 0].tolist(), dtype=np.float64), read[..., 1].astype(np.float64)
+
+
+def _fit_layers(learner: Any, X: Floats, sides: NDArray[np.bool_], pairs: NDArray[Any] | None) -> list[Any]:
+    fresh, targets = make_learner(learner), sides.astype(np.int64)
+    if hasattr(fresh, "fit_layers"):
+        return list(fresh.fit_layers(X, targets))
+    options = {"pairs": pairs} if pairs is not None and has_fit_parameter(fresh, "pairs") else {}
+    return [clone(fresh).fit(X[:, layer], targets, **options) for layer in range(X.shape[1])]
+
+
+def _unit(weights: Floats, bias: float) -> tuple[Floats, float]:
+    length = float(np.linalg.norm(weights))
+    return (weights / length, -bias / length) if length else (np.zeros_like(weights), 0.0)
+
+
+def _accuracies(readings: Floats, codes: Integers) -> Floats:
+    """Per layer, from readings ``(n_samples, n_targets, n_layers)``."""
+    guesses = readings.argmax(axis=1) if readings.shape[1] > 1 else readings[:, 0] > 0
+    return np.asarray((guesses == codes[:, None]).mean(axis=0))
+
+
+def _aucs(readings: Floats, codes: Integers) -> Floats:
+    """Chance that a sample of a class reads higher than one of the others; NaN where a fold lacks either."""
+    targets = [1] if readings.shape[1] == 1 else range(readings.shape[1])
+    curves = []
+    for place, target in enumerate(targets):
+        inside = codes == target
+        ranks = pd.DataFrame(readings[:, place]).rank().to_numpy()[inside].sum(axis=0)
+        n_inside, n_outside = inside.sum(), (~inside).sum()
+        with np.errstate(invalid="ignore"):
+            curves.append((ranks - n_inside * (n_inside + 1) / 2) / (n_inside * n_outside))
+    return np.asarray(np.mean(curves, axis=0))
+
+
+def _resamples(codes: Integers, number: int) -> Iterator[Integers]:
+    """Draw rows with replacement, as many of each class as there are."""
+    generator = np.random.default_rng(0)
+    for _ in range(number):
+        drawn = [generator.choice(np.flatnonzero(codes == code), (codes == code).sum()) for code in np.unique(codes)]
+        yield np.concatenate(drawn)
+
+
+def _of_class(values: NDArray[Any], binary: bool) -> NDArray[Any]:
+    return values[0] if binary else values

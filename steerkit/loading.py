@@ -3,23 +3,32 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
+from cachetools import LRUCache
 
 from steerkit.exceptions import ModelLoadError
 
 BUILTIN = "builtin:"
+REMEMBERED = 512 * 2**20
+"""Bytes of activations to remember for each model in memory."""
 
 
-class Loaded(NamedTuple):
+@dataclass(frozen=True)
+class Loaded:
     """A model in memory; the lock is held while it generates, since steering is a state of the model."""
 
     model: Any
     tokenizer: Any
-    lock: threading.RLock
+    lock: threading.RLock = field(default_factory=threading.RLock)
+    activations: LRUCache[Any, Any] = field(
+        default_factory=lambda: LRUCache(REMEMBERED, getsizeof=lambda array: array.nbytes)
+    )
+    """What `steerkit.activations.remembered_activations` has computed with it."""
 
 
 def builtin_names() -> Iterator[str]:
@@ -75,7 +84,7 @@ def _load(name: str, revision: str | None, dtype: str, device: str | None, optio
         raise ModelLoadError(
             f"{name} lacks {len(missing)} of its weights ({missing[0]} first), which would be random; get it again."
         )
-    return Loaded(model.eval(), tokenizer, threading.RLock())
+    return Loaded(model.eval(), tokenizer)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What counts as a prompt: text, or a list of chat messages; anything else is refused before a model sees it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -43,3 +44,11 @@ def check_prompts(prompts: object) -> list[Any]:
     for index, prompt in enumerate(checked):
         check_prompt(prompt, index)
     return checked
+
+
+def split_pairs(pairs: Sequence[Any]) -> tuple[list[Any], list[str]]:
+    """Return the prompts and the completions of ``(prompt, completion)`` pairs, or raise `PromptError`."""
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[1], str) or not pair[1].strip():
+            raise PromptError(f"prompt {index} is no (prompt, completion) pair with text in both; pass two str.")
+    return check_prompts([prompt for prompt, _ in pairs]), [completion for _, completion in pairs]

@@ -53,11 +53,12 @@ class DataSection(_Section):
 class EstimatorSection(_Section):
     """As in `SteeringEstimator`."""
 
-    learner: Literal["probe", "mean-diff"] = "probe"
+    learner: Literal["probe", "mean-diff", "mass-mean", "pca", "sparse-probe"] = "probe"
     layers: list[int] | Literal["all"] = "all"
     layer: int | Literal["auto"] = "auto"
-    pooling: Literal["last", "mean"] = "last"
+    pooling: int | Annotated[str, Field(pattern=r"^(mean|last(-[1-9]\d*)?)$")] = "last"
     cv: int = Field(default=5, ge=2)
+    n_bootstrap: int = Field(default=0, ge=0)
 
 
 class SweepSection(_Section):

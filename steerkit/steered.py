@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from steerkit.operations import OPERATIONS
 from steerkit.prompts import Prompt, check_prompts, is_conversation
 from steerkit.vectors import CONFIG, SteeringVector, load_vectors, new_folder, save_vectors
 
-Alpha = float | Sequence[float] | NDArray[Any]
+Alpha = float | Sequence[float] | NDArray[Any] | Mapping[str, Any]
 TOKENS_PER_BATCH = 16384
 
 
@@ -32,8 +32,9 @@ class SteeredModel:
     model : str or LanguageModel
     vectors : SteeringVector or sequence of them
         Applied in the order given; each at its own layer.
-    alpha : float
-        Default strength, as a signed fraction of each vector's ``norm``. Positive is towards ``classes[1]``.
+    alpha : float or dict
+        Default strength, as a signed fraction of each vector's ``norm``. Positive is towards ``classes[1]``. With
+        several vectors, a dict gives each its own, by the name of its ``classes[1]``; those left out do nothing.
     operation : {"add", "ablate", "clamp"}
         ``add``: ``h + alpha * norm * v``. ``ablate``: remove the share alpha of the projection on v.
         ``clamp``: set the projection, in units of alpha and counted from the offset, to alpha.
@@ -49,7 +50,7 @@ class SteeredModel:
         model: str | LanguageModel,
         vectors: SteeringVector | Sequence[SteeringVector],
         *,
-        alpha: float = 0.07,
+        alpha: float | Mapping[str, float] = 0.07,
         operation: str = "add",
     ) -> None:
         self.model = LanguageModel.of(model)
@@ -61,14 +62,17 @@ class SteeredModel:
             )
         if not self.vectors:
             raise InvalidInputError("vectors is empty; pass at least one SteeringVector.")
-        self.alpha = float(self._alphas(alpha, 1)[0])
+        alphas = self._alphas(alpha, 1)[0]
+        self.alpha: Any = (
+            dict(zip(self._names(), alphas.tolist(), strict=True)) if isinstance(alpha, Mapping) else float(alphas[0])
+        )
         for vector in self.vectors:
             vector.fingerprint.check(self.model.fingerprint, self.model.name or "the model")
             self.model.check_layer(vector.layer)
 
     def __repr__(self) -> str:
         layers = ", ".join(str(vector.layer) for vector in self.vectors)
-        return f"SteeredModel({self.model!r}, layer={layers}, alpha={self.alpha:g}, operation={self.operation!r})"
+        return f"SteeredModel({self.model!r}, layer={layers}, alpha={self.alpha!r}, operation={self.operation!r})"
 
     @overload
     def generate(self, prompts: Prompt, *, alpha: Alpha | None = None, **generation: Any) -> str: ...
@@ -82,8 +86,8 @@ class SteeredModel:
         Parameters
         ----------
         prompts : str, list of chat messages, or a sequence of either
-        alpha : float or one per prompt, optional
-            Overrides the default strength.
+        alpha : float, one per prompt, or a dict, optional
+            Overrides the default strength. A dict as above, its values one number or one per prompt.
         **generation
             As in ``transformers``' ``generate``; greedy and, where neither it nor the model's own settings say
             otherwise, at most 200 new tokens.
@@ -108,7 +112,9 @@ class SteeredModel:
         flat = [text for texts in answers for text in texts]
         return flat[0] if single and len(flat) == 1 else flat
 
-    def stream(self, prompt: Prompt, *, alpha: float | None = None, **generation: Any) -> Iterator[str]:
+    def stream(
+        self, prompt: Prompt, *, alpha: float | Mapping[str, float] | None = None, **generation: Any
+    ) -> Iterator[str]:
         """Yield the answer to one prompt piece by piece. Closing the iterator early stops the generation."""
         from transformers import StoppingCriteriaList, TextIteratorStreamer
 
@@ -151,7 +157,7 @@ class SteeredModel:
             raise failure[0]
 
     @contextmanager
-    def steering(self, alpha: float | None = None) -> Iterator[Any]:
+    def steering(self, alpha: float | Mapping[str, float] | None = None) -> Iterator[Any]:
         """Steer the bare transformers model, which is yielded, in all its forward passes inside the context."""
         with self._steering(self._alphas(alpha, 1)[0]):
             yield self.model.model
@@ -186,7 +192,7 @@ class SteeredModel:
         try:
             if model is None:
                 model = LanguageModel(settings["model"].pop("name"), **_keyed(settings["model"]))
-            return cls(model, vectors, alpha=float(settings["alpha"]), operation=settings["operation"])
+            return cls(model, vectors, alpha=_strength(settings["alpha"]), operation=settings["operation"])
         except (KeyError, TypeError, AttributeError) as error:
             raise CorruptFileError(f"{path} holds no usable settings ({error!r}); save the model again.") from error
 
@@ -194,8 +200,9 @@ class SteeredModel:
 
     @contextmanager
     def _steering(self, alphas: NDArray[np.float64]) -> Iterator[None]:
-        """Steer with a 0-d array for all rows or one alpha per row; other users of the model wait."""
-        edits = [edit for vector in self.vectors for edit in self._edits(vector, torch.from_numpy(np.asarray(alphas)))]
+        """Steer with alphas ``(n_vectors,)`` for all rows or ``(n_rows, n_vectors)``; others of the model wait."""
+        amounts = torch.from_numpy(np.asarray(alphas))
+        edits = [edit for i, vector in enumerate(self.vectors) for edit in self._edits(vector, amounts[..., i])]
         with self.model.held(), edit(self.model.blocks, edits):
             yield
 
@@ -210,9 +217,29 @@ class SteeredModel:
         direction = torch.from_numpy(vector.direction.copy())
         yield vector.layer, partial(OPERATIONS[self.operation], direction=direction, amount=amounts.float())
 
+    def _names(self) -> list[str]:
+        return [vector.classes[1] for vector in self.vectors]
+
     def _alphas(self, alpha: Alpha | None, n_prompts: int) -> NDArray[np.float64]:
+        """Return ``(n_prompts, n_vectors)``."""
+        alpha = self.alpha if alpha is None else alpha
+        if not isinstance(alpha, Mapping):
+            columns = [self._column(alpha, n_prompts)] * len(self.vectors)
+            return np.stack(columns, axis=1)
+        if unknown := [name for name in alpha if name not in self._names()]:
+            raise InvalidInputError(
+                f"alpha names {', '.join(map(repr, unknown))}; the vectors lead to "
+                f"{', '.join(map(repr, self._names()))}, pass these."
+            )
+        if self.operation == "clamp" and len(alpha) < len(self.vectors):
+            raise InvalidInputError(
+                f"alpha names {len(alpha)} of {len(self.vectors)} vectors; clamp sets a projection for each, pass all."
+            )
+        return np.stack([self._column(alpha.get(name, 0.0), n_prompts) for name in self._names()], axis=1)
+
+    def _column(self, alpha: Any, n_prompts: int) -> NDArray[np.float64]:
         try:
-            alphas = np.asarray(self.alpha if alpha is None else alpha, dtype=np.float64)
+            alphas = np.asarray(alpha, dtype=np.float64)
         except (TypeError, ValueError):
             raise InvalidInputError(
                 f"alpha={alpha!r} is no number; pass a fraction of the norm such as 0.07."
@@ -234,3 +261,7 @@ def _keyed(settings: dict[str, Any]) -> dict[str, Any]:
     if unknown := settings.keys() - {"revision", "dtype", "chat", "blocks"}:
         raise KeyError(f"unknown settings of the model: {sorted(unknown)}")
     return settings
+
+
+def _strength(alpha: Any) -> float | dict[str, float]:
+    return {name: float(value) for name, value in alpha.items()} if isinstance(alpha, dict) else float(alpha)

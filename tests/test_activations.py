@@ -63,8 +63,13 @@ def test_non_finite_activations_name_layer_and_prompt() -> None:
 
 def test_bad_parameters_are_refused() -> None:
     model = tiny("llama")
-    with pytest.raises(InvalidInputError, match=re.escape("pooling='max' is not known; pass one of 'last', 'mean'.")):
+    expected = "pooling='max' is not known; pass 'last', 'mean', 'last-4' or a token's index."
+    with pytest.raises(InvalidInputError, match=f"^{re.escape(expected)}$"):
         ActivationExtractor(model, pooling="max").transform(TEXTS)
+    with pytest.raises(
+        InvalidInputError, match=r"^pooling=99 is outside a text of \d+ tokens; pass a smaller number\.$"
+    ):
+        ActivationExtractor(model, pooling=99).transform(TEXTS)
     with pytest.raises(InvalidInputError, match=re.escape("batch_size=0 is no positive number; pass 'auto' or an int")):
         ActivationExtractor(model, batch_size=0).transform(TEXTS)
     with pytest.raises(InvalidInputError, match=re.escape("layers='some' is not understood; pass 'all' or a list")):

@@ -10,6 +10,7 @@ import joblib
 import numpy as np
 import pytest
 import sklearn
+import torch
 from sklearn.base import clone, is_classifier
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import GridSearchCV, GroupKFold, cross_val_score
@@ -17,11 +18,19 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import LinearSVC
 
-from steerkit.activations import ActivationExtractor
+from steerkit.activations import ActivationExtractor, pooled_activations, token_activations
 from steerkit.estimator import SteeringEstimator
-from steerkit.exceptions import ContrastSetError, InvalidInputError, LayerError, NotFittedError, PromptError
+from steerkit.exceptions import (
+    ContrastSetError,
+    InvalidInputError,
+    LayerError,
+    NotFittedError,
+    PromptError,
+    SteeringActiveError,
+)
 from steerkit.language_model import LanguageModel
 from steerkit.layerwise import LayerwiseDirections
+from steerkit.steered import SteeredModel
 from tests.models import LABELS, TEXTS, tiny
 
 Saved = Callable[[str], Path]
@@ -70,7 +79,7 @@ def test_parameters_are_kept_as_they_came_and_clones_share_the_model() -> None:
     model = tiny("llama")
     parameters: dict[str, Any] = {
         "model": model, "learner": "mean-diff", "layers": [0, 2], "layer": 2, "pooling": "mean", "cv": 3,
-        "batch_size": 4, "memory": None,
+        "n_bootstrap": 2, "batch_size": 4, "memory": None,
     }  # fmt: skip
     estimator = SteeringEstimator(**parameters)
     assert estimator.get_params(deep=False) == parameters
@@ -172,10 +181,132 @@ def test_memory_keeps_activations(saved: Saved, tmp_path: Path) -> None:
     passes: list[int] = []
     model.blocks[0].register_forward_hook(lambda *_: passes.append(1))
     for _ in range(2):
+        model.load().activations.clear()
         estimator = SteeringEstimator(model, cv=2, memory=str(tmp_path)).fit(TEXTS, LABELS)
     assert len(passes) == 1
     plain = SteeringEstimator(model, cv=2).fit(TEXTS, LABELS)
     np.testing.assert_array_equal(estimator.directions_, plain.directions_)
+
+
+def rows_through(model: LanguageModel) -> list[int]:
+    """Numbers of rows that went through the first block, from now on."""
+    rows: list[int] = []
+    model.blocks[0].register_forward_hook(lambda _module, args, _output: rows.append(len(args[0])))
+    return rows
+
+
+def test_a_grid_search_sends_each_prompt_through_the_model_once() -> None:
+    model = tiny("llama")
+    rows = rows_through(model)
+    grid = {"learner": ["mean-diff", LogisticRegression(C=0.1), LogisticRegression()], "layer": [0, 2]}
+    search = GridSearchCV(SteeringEstimator(model, cv=2), grid, cv=3).fit(TEXTS, LABELS)
+    assert np.isfinite(search.cv_results_["mean_test_score"]).all()
+    assert sum(rows) == len(TEXTS)
+    search.predict(["is it a new star ?", *TEXTS])
+    assert sum(rows) == len(TEXTS) + 1
+
+
+def test_training_the_model_forgets_what_it_put_out() -> None:
+    model = tiny("llama")
+    before = SteeringEstimator(model, learner="mean-diff", cv=2).fit(TEXTS, LABELS)
+    with torch.no_grad():
+        for parameter in model.model.parameters():
+            parameter.mul_(1.3)
+    after = SteeringEstimator(model, learner="mean-diff", cv=2).fit(TEXTS, LABELS)
+    assert np.abs(after.norms_ - before.norms_).min() > 1e-3
+
+
+def test_remembering_is_no_way_round_the_steering_check(fitted: SteeringEstimator) -> None:
+    with fitted.export().steering(1.0), pytest.raises(SteeringActiveError, match="the model is being steered by"):
+        fitted.predict(TEXTS)
+
+
+MOODS = ["calm", "glad", "sad"]
+
+
+def test_three_classes_steer_each_and_together() -> None:
+    model = tiny("llama")
+    y = [MOODS[index % 3] for index in range(12)]
+    estimator = SteeringEstimator(model, learner="mean-diff", cv=2, layer=2).fit(TEXTS, y)
+    assert estimator.directions_.shape == (3, 4, 32)
+    assert estimator.transform(TEXTS).shape == (12, 12)
+    assert list(estimator.get_feature_names_out())[:5] == [
+        "calm_layer0", "calm_layer1", "calm_layer2", "calm_layer3", "glad_layer0",
+    ]  # fmt: skip
+    assert estimator.decision_function(TEXTS).shape == (12, 3)
+    assert estimator.score(TEXTS, y) == estimator.layer_scores(TEXTS, y)[2] > 0.5
+    steered = estimator.export(alpha={"glad": 1.0})
+    assert [vector.classes for vector in steered.vectors] == [(f"not {mood}", mood) for mood in MOODS]
+    alone = estimator.export(alpha=1.0, target="glad")
+    assert steered.generate(TEXTS[:3], max_new_tokens=8) == alone.generate(TEXTS[:3], max_new_tokens=8)
+    per_row = steered.generate(TEXTS[:2], alpha={"sad": [0.0, 2.0], "calm": 0.5}, max_new_tokens=8)
+    rows = [
+        steered.generate(text, alpha={"sad": sad, "calm": 0.5}, max_new_tokens=8)
+        for text, sad in zip(TEXTS[:2], [0.0, 2.0], strict=True)
+    ]
+    assert per_row == rows
+    with pytest.raises(
+        InvalidInputError, match=re.escape("target='angry' is none of the classes ['calm', 'glad', 'sad'];")
+    ):
+        estimator.vector(target="angry")
+    with pytest.raises(InvalidInputError, match="alpha names 'angry'; the vectors lead to 'calm', 'glad', 'sad', pass"):
+        steered.generate(TEXTS[0], alpha={"angry": 1.0})
+
+
+def test_several_vectors_are_saved_with_an_alpha_each(saved: Saved, tmp_path: Path) -> None:
+    y = [MOODS[index % 3] for index in range(12)]
+    estimator = SteeringEstimator(str(saved("llama")), learner="mean-diff", cv=2, layer=2).fit(TEXTS, y)
+    steered = estimator.export(alpha={"glad": 1.0, "sad": -0.5})
+    steered.save_pretrained(tmp_path / "moods")
+    loaded = SteeredModel.from_pretrained(tmp_path / "moods")
+    assert loaded.alpha == {"calm": 0.0, "glad": 1.0, "sad": -0.5}
+    assert loaded.generate(TEXTS[0], max_new_tokens=8) == steered.generate(TEXTS[0], max_new_tokens=8)
+
+
+def test_completions_are_read_over_their_own_tokens() -> None:
+    model = tiny("llama")
+    pairs = [(text, "it is new" if side else "always complex please") for text, side in zip(TEXTS, LABELS, strict=True)]
+    for pooling in ("mean", "last", "last-2", 0, -1):
+        estimator = SteeringEstimator(model, learner="mean-diff", cv=2, pooling=pooling).fit(pairs, LABELS)
+        assert estimator.score(pairs, LABELS) > 0.9
+    heads, whole = model.encode(TEXTS), model.encode(TEXTS, [completion for _, completion in pairs])
+    starts = [len(head) for head in heads]
+    alone = pooled_activations(model, whole[:1], layers=[2], pooling="mean", starts=starts[:1])
+    hidden = token_activations(model, pairs[0], 2)[1]
+    np.testing.assert_allclose(alone[0, 0], hidden[starts[0] :].mean(axis=0), rtol=1e-5, atol=1e-6)
+    with pytest.raises(
+        PromptError, match=r"^prompt 1 is no \(prompt, completion\) pair with text in both; pass two str\.$"
+    ):
+        estimator.predict([pairs[0], TEXTS[0]])
+
+
+def test_tokens_are_scored_where_they_stand(fitted: SteeringEstimator) -> None:
+    scores = fitted.token_scores(TEXTS[0])
+    assert [piece for piece, _ in scores][1:] == TEXTS[0].split()
+    assert scores[-1][1] == pytest.approx(fitted.decision_function(TEXTS[:1])[0], rel=1e-4)
+    with pytest.raises(InvalidInputError, match="target=0 is not 1, to which the direction of two classes points;"):
+        fitted.token_scores(TEXTS[0], target=0)
+
+
+def test_cosines_between_layers_and_learners(fitted: SteeringEstimator) -> None:
+    np.testing.assert_allclose(np.diag(fitted.cosines()), 1, atol=1e-6)
+    other = clone(fitted).set_params(learner="mean-diff").fit(TEXTS, LABELS)
+    np.testing.assert_allclose(fitted.cosines(other), other.cosines(fitted).T, atol=1e-6)
+
+
+def test_the_report_can_be_read(fitted: SteeringEstimator) -> None:
+    lines = fitted.report().splitlines()
+    assert lines[0] == f"0 / 1, 'mean-diff', read at layer {fitted.layer_}"
+    assert lines[1].split() == ["accuracy", "s.e.", "auc", "norm", "stability"]
+    assert len(lines) == 3 + fitted.n_layers_
+
+
+def test_one_pair_of_texts_is_enough_for_contrast() -> None:
+    estimator = SteeringEstimator(tiny("llama"), learner="contrast", layer=2).fit(["love star", "price rock"], [1, 0])
+    assert np.isnan(estimator.accuracies_).all()
+    activations = estimator._activations(["love star", "price rock"], [2])[:, 0]
+    difference = activations[0] - activations[1]
+    np.testing.assert_allclose(estimator.vector().direction, difference / np.linalg.norm(difference), atol=1e-5)
 
 
 def test_bf16_models_give_float32_statistics(saved: Saved) -> None:
@@ -187,9 +318,14 @@ def test_bf16_models_give_float32_statistics(saved: Saved) -> None:
 @pytest.mark.parametrize(
     ("X", "y", "error", "expected"),
     [
-        ([], [], ContrastSetError, "y has 0 classes (none), exactly two were expected;"),
-        (TEXTS, [0] * 12, ContrastSetError, "y has 1 classes (0), exactly two were expected;"),
-        (TEXTS, [0, 1, 2] * 4, ContrastSetError, "y has 3 classes (0, 1, 2), exactly two were expected;"),
+        ([], [], ContrastSetError, "y has 0 classes (none), at least two were expected;"),
+        (TEXTS, [0] * 12, ContrastSetError, "y has 1 classes (0), at least two were expected;"),
+        (
+            TEXTS,
+            list(range(12)),
+            ContrastSetError,
+            "y has 12 classes for 12 samples, at least two samples of each were",
+        ),
         (TEXTS, 1, ContrastSetError, "y has shape (), (n_samples,) was expected; pass one label per text."),
         (TEXTS, [0, 1], ContrastSetError, "X has 12 texts, y has 2 labels; pass one of each per text."),
         ("what is it", [0, 1], PromptError, "prompts is a str, a list of str was expected; put it in a list."),

@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sklearn.model_selection import GroupKFold
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold, StratifiedKFold
 
 from steerkit.exceptions import ContrastSetError, InvalidInputError, NotFittedError
 from steerkit.layerwise import LayerwiseDirections
 
-LEARNERS = ["probe", "mean-diff"]
+LEARNERS = ["probe", "mean-diff", "mass-mean", "pca", "sparse-probe"]
 
 
 def planted(*, layer: int = 2, n: int = 240, shift: float = 6.0, seed: int = 0) -> tuple[Any, Any, Any]:
@@ -28,7 +29,7 @@ def planted(*, layer: int = 2, n: int = 240, shift: float = 6.0, seed: int = 0) 
 def test_a_planted_direction_and_layer_are_found(learner: str) -> None:
     X, y, direction = planted(n=4000, shift=4.0)
     fitted = LayerwiseDirections(learner).fit(X, y)
-    assert fitted.directions_[2] @ direction >= 0.99
+    assert fitted.directions_[2] @ direction >= (0.95 if learner == "sparse-probe" else 0.99)  # a penalty shrinks
     assert fitted.accuracies_.argmax() == 2
     assert fitted.accuracies_[2] > 0.95
     assert fitted.accuracies_[[0, 1, 3]].max() < 0.6
@@ -95,20 +96,20 @@ def test_a_layer_without_a_difference_has_no_direction_and_spoils_no_other(learn
     fitted = LayerwiseDirections(learner).fit(X, y)
     assert not fitted.directions_[1].any()
     assert fitted.accuracies_[1] == pytest.approx(0.5, abs=0.05)
-    np.testing.assert_array_equal(fitted.directions_[[0, 2, 3]], whole.directions_[[0, 2, 3]])
+    np.testing.assert_allclose(fitted.directions_[[0, 2, 3]], whole.directions_[[0, 2, 3]], atol=1e-4)
     assert (fitted.transform(X)[:, 1] == 0).all()
 
 
 @pytest.mark.parametrize(
     ("y", "expected"),
     [
-        ([0] * 6, "y has 1 classes (0), exactly two were expected; pass texts of both classes and no third."),
+        ([0] * 6, "y has 1 classes (0), at least two were expected; pass texts of each class."),
         (
-            [0, 1, 2] * 2,
-            "y has 3 classes (0, 1, 2), exactly two were expected; pass texts of both classes and no third.",
+            list("abcdef"),
+            "y has 6 classes for 6 samples, at least two samples of each were expected; pass labels, not numbers.",
         ),
-        ([0.0, 1.0, np.nan] * 2, "y holds NaN or None, two classes were expected; drop or label those samples."),
-        (["a", "b", None] * 2, "y holds NaN or None, two classes were expected; drop or label those samples."),
+        ([0.0, 1.0, np.nan] * 2, "y holds NaN or None, classes were expected; drop or label those samples."),
+        (["a", "b", None] * 2, "y holds NaN or None, classes were expected; drop or label those samples."),
         ([["a", "b"]] * 6, "y has shape (6, 2), (n_samples,) was expected; pass one label per text."),
         ([0, 1], "X has 6 samples, y and groups must have as many; check how they were built."),
     ],
@@ -133,3 +134,62 @@ def test_bad_activations_are_refused() -> None:
         LayerwiseDirections().transform(X)
     with pytest.raises(InvalidInputError, match=re.escape("X has shape (6, 3, 24),")):
         LayerwiseDirections().fit(X, y).transform(X[:, :3])
+
+
+def three(*, n: int = 300) -> tuple[Any, Any, Any]:
+    """Three classes, each shifted along a direction of its own at the third layer."""
+    generator = np.random.default_rng(0)
+    axes = np.linalg.qr(generator.normal(size=(24, 3)))[0].T
+    y = np.array(["calm", "glad", "sad"])[np.arange(n) % 3]
+    X = generator.normal(size=(n, 4, 24)) + 5
+    X[:, 2] += 6 * axes[np.arange(n) % 3]
+    return X, y, axes
+
+
+@pytest.mark.parametrize("learner", ["probe", "mean-diff", "mass-mean", "pca", "sparse-probe"])
+def test_three_classes_have_a_direction_each(learner: str) -> None:
+    X, y, axes = three()
+    fitted = LayerwiseDirections(learner).fit(X, y)
+    assert fitted.directions_.shape == (3, 4, 24)
+    assert fitted.offsets_.shape == fitted.stability_.shape == (3, 4)
+    expected = axes - (axes.sum(axis=0) - axes) / 2  # one against the mean of the others
+    cosines = (fitted.directions_[:, 2] * expected / np.linalg.norm(expected, axis=1, keepdims=True)).sum(axis=1)
+    assert cosines.min() > 0.8
+    assert fitted.accuracies_[2] > 0.9
+    assert fitted.accuracies_[[0, 1, 3]].max() < 0.5
+    assert fitted.aucs_[2] > 0.97
+    assert fitted.transform(X).shape == (300, 12)
+    assert (fitted.classes_[fitted.readings(X)[..., 2].argmax(axis=1)] == y).mean() > 0.9
+
+
+def test_stability_is_the_cosine_to_directions_of_other_draws() -> None:
+    X, y, _ = planted()
+    folds, draws = (
+        LayerwiseDirections("mean-diff").fit(X, y),
+        LayerwiseDirections("mean-diff", n_bootstrap=30).fit(X, y),
+    )
+    for fitted in (folds, draws):
+        assert fitted.stability_[2] > 0.95
+        assert fitted.stability_[2] > fitted.stability_[[0, 1, 3]].max()
+    assert np.isnan(LayerwiseDirections("mean-diff").fit(X[:2], y[:2]).stability_).all()
+
+
+def test_the_area_under_the_curve_is_that_of_scikit_learn() -> None:
+    X, y, _ = planted(shift=1.0)
+    splits = list(StratifiedKFold(5, shuffle=True, random_state=0).split(X, y))
+    fitted = LayerwiseDirections("mean-diff", cv=splits).fit(X, y)
+    expected = [
+        roc_auc_score(y[test], LayerwiseDirections("mean-diff").fit(X[train], y[train]).transform(X[test])[:, 2])
+        for train, test in splits
+    ]
+    assert fitted.aucs_[2] == pytest.approx(np.mean(expected), abs=5e-3)
+
+
+def test_pairs_reach_the_learner_that_uses_them() -> None:
+    generator = np.random.default_rng(0)
+    base, shift = generator.normal(size=(60, 1, 24)) * 5, np.eye(24)[3]
+    X = np.concatenate([base, base + shift + 0.1 * generator.normal(size=(60, 1, 24))])
+    y, pairs = np.repeat([0, 1], 60), np.tile(np.arange(60), 2)
+    assert LayerwiseDirections("pca").fit(X, y, pairs=pairs).directions_[0] @ shift > 0.99
+    with pytest.raises(ContrastSetError, match=re.escape("X has 120 samples, y and pairs must have as many;")):
+        LayerwiseDirections("pca").fit(X, y, pairs=pairs[:5])
