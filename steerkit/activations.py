@@ -129,7 +129,9 @@ def remembered_activations(
     loaded = model.load()
     with model.held() as bare:
         # Every tensor counts its changes in place, unless it can have none.
-        state = sum(0 if weights.is_inference() else weights._version for weights in bare.parameters())
+        changes = sum(0 if weights.is_inference() else weights._version for weights in bare.parameters())
+        adapters = [(a.disable_adapters, tuple(a.active_adapters)) for a in bare.modules() if hasattr(a, "lora_A")]
+        state = changes, tuple(adapters)
         keys = [(state, model.chat, model.blocks_path, pooling, repr(text)) for text in X]
         wanted = dict(zip(keys, X, strict=True))
         missing = [key for key in wanted if not all((key, layer) in loaded.activations for layer in layers)]

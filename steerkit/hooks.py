@@ -1,10 +1,12 @@
 """Find the residual blocks of a transformers model; read and edit what they put out. The only forward hooks here."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -84,7 +86,8 @@ def capture(blocks: nn.ModuleList, layers: Iterable[int], read: Read) -> Iterato
 
     handles = [blocks[layer].register_forward_hook(reader(layer)) for layer in layers]
     try:
-        yield kept
+        with _eagerly():
+            yield kept
     finally:
         for handle in handles:
             handle.remove()
@@ -112,10 +115,16 @@ def edit(blocks: nn.ModuleList, edits: Iterable[Edit]) -> Iterator[None]:
 
     handles = [blocks[layer].register_forward_hook(editor(fs), prepend=True) for layer, fs in by_layer.items()]
     try:
-        yield
+        with _eagerly():
+            yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _eagerly() -> AbstractContextManager[Any]:
+    """Run compiled modules uncompiled: what torch compiled without a hook takes no notice of one."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 def is_edited(blocks: nn.ModuleList) -> bool:
