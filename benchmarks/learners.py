@@ -18,7 +18,7 @@ from steerkit import LanguageModel, LayerwiseDirections, SteeringEstimator, load
 from steerkit.metrics import EffectReader
 
 LEARNERS = ["probe", "mean-diff", "mass-mean", "pca", "sparse-probe"]
-LAYER = 4
+LAYER = 7
 REPETITIONS = 5
 QUESTIONS = [
     "What is a neutron star?", "How does a vaccine work?", "What is friction?", "What is an isotope?",
