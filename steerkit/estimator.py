@@ -1,6 +1,6 @@
 """`SteeringEstimator`: from labelled texts to a direction at every layer, a choice of layer, and a steered model."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -221,18 +221,30 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
         )
 
     def export(
-        self, alpha: Any = 0.07, *, layer: int | None = None, operation: str = "add", target: Any = None
+        self,
+        alpha: float | Mapping[str, float] | None = None,
+        *,
+        layer: int | None = None,
+        operation: str = "add",
+        target: Any = None,
     ) -> SteeredModel:
-        """Return the steered model, by default at ``layer_``.
+        """Return the steered model, by default at ``layer_`` and with alpha 0.07.
 
-        With more than two classes and no ``target``, the model has one vector per class, in the order of
-        ``classes_``, and alpha is a dict of one strength per class; classes left out are not steered to.
+        With more than two classes and no ``target``, the model has one vector per class, and alpha is a dict of one
+        strength per class, by default an empty one; classes left out are not steered to.
         """
         model = LanguageModel.of(self.model)
-        if not hasattr(self, "layer_") or self.directions_.ndim == 2 or target is not None:
-            return SteeredModel(model, self.vector(layer, target=target), alpha=alpha, operation=operation)
+        self._check_fitted()
+        if self.directions_.ndim == 2 or target is not None:
+            strength = 0.07 if alpha is None else alpha
+            return SteeredModel(model, self.vector(layer, target=target), alpha=strength, operation=operation)
+        if alpha is not None and not isinstance(alpha, Mapping):
+            raise InvalidInputError(
+                f"alpha={alpha!r} is one number for {len(self.classes_)} classes; pass target=, or a dict of one "
+                "strength per class."
+            )
         vectors = [self.vector(layer, target=label) for label in self.classes_.tolist()]
-        return SteeredModel(model, vectors, alpha=alpha, operation=operation)
+        return SteeredModel(model, vectors, alpha=alpha or {}, operation=operation)
 
     def cosines(self, other: "SteeringEstimator | None" = None) -> Floats:
         """Return the cosine of each layer's direction with each layer's of another estimator, or of itself.

@@ -148,6 +148,10 @@ def sweep(
     """
     if not hasattr(estimator, "layers_"):
         raise NotFittedError("the estimator is not fitted; call its fit first.")
+    if estimator.directions_.ndim > 2:
+        raise InvalidInputError(
+            f"the estimator has {len(estimator.classes_)} classes, a sweep goes from one to another; fit it to two."
+        )
     if not hasattr(reader, "layer_"):
         raise NotFittedError("the reader is not fitted; call its fit with prompts that the direction has not seen.")
     if "num_return_sequences" in generation:

@@ -30,7 +30,9 @@ from steerkit.exceptions import (
 )
 from steerkit.language_model import LanguageModel
 from steerkit.layerwise import LayerwiseDirections
+from steerkit.metrics import EffectReader
 from steerkit.steered import SteeredModel
+from steerkit.sweeps import sweep
 from tests.models import LABELS, TEXTS, tiny
 
 Saved = Callable[[str], Path]
@@ -249,6 +251,13 @@ def test_three_classes_steer_each_and_together() -> None:
         InvalidInputError, match=re.escape("target='angry' is none of the classes ['calm', 'glad', 'sad'];")
     ):
         estimator.vector(target="angry")
+    assert estimator.export().generate(TEXTS[0]) == alone.generate(TEXTS[0], alpha=0.0)
+    with pytest.raises(
+        InvalidInputError, match=r"^alpha=0\.2 is one number for 3 classes; pass target=, or a dict of one"
+    ):
+        estimator.export(alpha=0.2)
+    with pytest.raises(InvalidInputError, match="the estimator has 3 classes, a sweep goes from one to another;"):
+        sweep(estimator, TEXTS, reader=EffectReader(model))
     with pytest.raises(InvalidInputError, match="alpha names 'angry'; the vectors lead to 'calm', 'glad', 'sad', pass"):
         steered.generate(TEXTS[0], alpha={"angry": 1.0})
 
