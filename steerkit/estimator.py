@@ -193,11 +193,12 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
                 )
             direction, offset, classes = self.directions_[place], self.offsets_[place], self.classes_
         else:
-            if target not in self.classes_.tolist():
+            names = [str(label) for label in self.classes_.tolist()]
+            if str(target) not in names:
                 raise InvalidInputError(
                     f"target={target!r} is none of the classes {self.classes_.tolist()}; pass the one to steer to."
                 )
-            index = self.classes_.tolist().index(target)
+            index = names.index(str(target))
             direction, offset = self.directions_[index, place], self.offsets_[index, place]
             classes = np.array([f"not {target}", target], dtype=object)
         if not direction.any():
@@ -216,7 +217,7 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
                 "steerkit": steerkit.__version__,
                 "learner": " ".join(repr(self.learner).split()),
                 "pooling": self.pooling,
-                "accuracy": float(self.accuracies_[place]),
+                "accuracy": float(self.accuracies_[place]) if np.isfinite(self.accuracies_[place]) else None,
             },
         )
 
@@ -244,7 +245,8 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
                 "strength per class."
             )
         vectors = [self.vector(layer, target=label) for label in self.classes_.tolist()]
-        return SteeredModel(model, vectors, alpha=alpha or {}, operation=operation)
+        strengths = {str(label): strength for label, strength in (alpha or {}).items()}
+        return SteeredModel(model, vectors, alpha=strengths, operation=operation)
 
     def cosines(self, other: "SteeringEstimator | None" = None) -> Floats:
         """Return the cosine of each layer's direction with each layer's of another estimator, or of itself.
@@ -253,6 +255,12 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
         """
         self._check_fitted()
         theirs = self if other is None else other
+        theirs._check_fitted()
+        if list(theirs.classes_) != list(self.classes_):
+            raise ContrastSetError(
+                f"the estimators have the classes {self.classes_.tolist()} and {theirs.classes_.tolist()}; fit them to "
+                "the same."
+            )
         return np.asarray(self.directions_.astype(np.float64) @ np.swapaxes(theirs.directions_, -1, -2))
 
     def token_scores(self, text: Any, *, layer: int | None = None, target: Any = None) -> list[tuple[str, float]]:

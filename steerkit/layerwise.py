@@ -124,7 +124,11 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
         if not directions.any():
             raise ContrastSetError("the learner finds no difference between the classes; pass texts that differ.")
         accuracies, aucs, others = [], [], []
-        splits = [] if getattr(self.learner, "prefit", False) else self._splits(X, codes, groups)
+        splits = (
+            []
+            if getattr(self.learner, "prefit", False)
+            else self._splits(X, codes, pairs if groups is None else groups)
+        )
         for train, test in splits:
             _, axes, parts = fit(train)
             others.append(axes)
@@ -208,7 +212,8 @@ def _fit_layers(learner: Any, X: Floats, sides: NDArray[np.bool_], pairs: NDArra
     fresh, targets = make_learner(learner), sides.astype(np.int64)
     if hasattr(fresh, "fit_layers"):
         return list(fresh.fit_layers(X, targets))
-    options = {"pairs": pairs} if pairs is not None and has_fit_parameter(fresh, "pairs") else {}
+    joined = pairs is not None and np.isin(pairs[sides], pairs[~sides]).any()  # a fold may tear all of them apart
+    options = {"pairs": pairs} if joined and has_fit_parameter(fresh, "pairs") else {}
     return [clone(fresh).fit(X[:, layer], targets, **options) for layer in range(X.shape[1])]
 
 

@@ -166,6 +166,8 @@ def _extreme(values: NDArray[Any], inside: NDArray[Any]) -> tuple[int, ...]:
 def _words(data: Bunch) -> Iterator[Finding]:
     """Single words that stand in most texts of one class and in few of the other."""
     vectorizer = CountVectorizer(binary=True, token_pattern=r"(?u)\b\w[\w']*\b")  # noqa: S106
+    if not any(re.search(r"\w", text) for text in data.data):
+        return
     present = vectorizer.fit_transform(data.data).toarray().astype(bool)
     shares = [present[data.target == side].mean(axis=0) for side in (0, 1)]
     telling = (1 + np.abs(shares[1] - shares[0])) / 2  # balanced accuracy of guessing by the word

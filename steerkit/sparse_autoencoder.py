@@ -230,6 +230,12 @@ class SparseFeatures(DirectionClassifier):
         self.autoencoder = autoencoder
         self.n_features = n_features
 
+    def __sklearn_clone__(self) -> Self:
+        """Keep an autoencoder that is fitted or loaded: a fresh one would have other features."""
+        fitted = hasattr(self.autoencoder, "decoder_")
+        autoencoder = self.autoencoder if fitted or self.autoencoder is None else clone(self.autoencoder)
+        return type(self)(autoencoder, n_features=self.n_features)
+
     def _weights(self, X: Floats, sides: Integers) -> Floats:
         given = SparseAutoencoder(64, k=8) if self.autoencoder is None else self.autoencoder
         fitted = hasattr(given, "decoder_")
@@ -312,7 +318,12 @@ def _download(name: str, subfolder: str, revision: str | None) -> Path:
 
     at = f"{subfolder}/" if subfolder else ""
     wanted = [at + file for file in (*WEIGHTS, *CONFIGS)]
-    return Path(snapshot_download(name, revision=revision, allow_patterns=wanted), subfolder)
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted), subfolder)
+    except (OSError, ValueError) as error:
+        raise CorruptFileError(
+            f"{name} is no folder and cannot be loaded from the hub ({type(error).__name__}); check the name."
+        ) from error
 
 
 def _read(folder: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:

@@ -33,8 +33,8 @@ class SparseProbe(DirectionClassifier):
     C : float
         Inverse strength of the penalty.
     k : int, optional
-        Keep this many neurons instead: those of the first penalty, from strong to weak, that leaves so many, refitted
-        almost without a penalty. ``C`` is then of no account.
+        Keep at most this many neurons instead: those of the first penalty, from strong to weak, that leaves so many,
+        refitted under a tenth of it. Fewer are left where the others add nothing. ``C`` is then of no account.
     max_iter : int
         Most Newton steps.
     tol : float
@@ -137,6 +137,7 @@ class _Newton(LightningModule):
     penalties: Tensor
     allowed: Tensor
     refitted: Tensor
+    strongest: Tensor
 
     def __init__(self, n_problems: int, n_features: int, penalty: float, k: int | None) -> None:
         super().__init__()
@@ -158,6 +159,7 @@ class _Newton(LightningModule):
         if self.k and not self.history:
             centred = sides - sides.mean()
             self.penalties = 0.8 * torch.einsum("bnd,n->bd", X, centred).abs().amax(dim=1) / len(sides)
+            self.strongest = self.penalties
         slopes, curvatures = self._derivatives(X, sides)
         gradients = torch.einsum("bnd,bn->bd", X, slopes).masked_fill(~self.allowed, 0.0)
         violations = self._violations(gradients, slopes)
@@ -190,12 +192,16 @@ class _Newton(LightningModule):
     def _weaken(self, gradients: Tensor, violations: Tensor) -> Tensor:
         """Where a problem is solved with fewer than `k` neurons, weaken its penalty; else refit it on the best."""
         solved = (violations < 1e-2) & ~self.refitted
-        enough = solved & ((self.weights != 0).sum(dim=1) >= self.k)
+        # Fewer than k may be all that separates the classes; then the weights only grow, and the rest go by gradient.
+        weak = (self.penalties < 1e-2 * self.strongest) & ~self.refitted
+        enough = (solved & ((self.weights != 0).sum(dim=1) >= self.k)) | weak
         self.penalties = torch.where(solved & ~enough, 0.8 * self.penalties, self.penalties)
-        best = torch.zeros_like(self.allowed).scatter(1, self.weights.abs().topk(self.k, dim=1).indices, value=True)
+        best = torch.zeros_like(self.allowed).scatter(
+            1, (self.weights.abs() + 1e-9 * gradients.abs()).topk(self.k, dim=1).indices, value=True
+        )
         self.allowed = torch.where(enough[:, None], best, self.allowed)
         self.weights = self.weights * self.allowed
-        self.penalties = torch.where(enough, 0.05 * self.penalties, self.penalties)
+        self.penalties = torch.where(enough, 0.1 * self.penalties, self.penalties)
         self.refitted = self.refitted | enough
         return torch.where(self.refitted & ~enough, violations, torch.inf)
 

@@ -191,5 +191,7 @@ def test_pairs_reach_the_learner_that_uses_them() -> None:
     X = np.concatenate([base, base + shift + 0.1 * generator.normal(size=(60, 1, 24))])
     y, pairs = np.repeat([0, 1], 60), np.tile(np.arange(60), 2)
     assert LayerwiseDirections("pca").fit(X, y, pairs=pairs).directions_[0] @ shift > 0.99
+    few = LayerwiseDirections("pca", cv=2).fit(X[[0, 1, 60, 61]], y[[0, 1, 60, 61]], pairs=pairs[[0, 1, 60, 61]])
+    assert np.isfinite(few.accuracies_).all()
     with pytest.raises(ContrastSetError, match=re.escape("X has 120 samples, y and pairs must have as many;")):
         LayerwiseDirections("pca").fit(X, y, pairs=pairs[:5])

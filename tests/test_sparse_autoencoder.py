@@ -147,6 +147,8 @@ def test_it_steers_a_model_along_features_of_its_own() -> None:
     autoencoder = SparseAutoencoder(32, k=4, max_epochs=30).fit(activations)
     estimator = SteeringEstimator(model, learner=SparseFeatures(autoencoder), layers=[2], layer=2, cv=2)
     steered = estimator.fit(TEXTS, LABELS).export(alpha=2.0)
+    learner: Any = estimator.learners_[0]
+    assert learner.autoencoder_ is autoencoder  # not one trained anew on twelve texts
     assert steered.generate(TEXTS[0], max_new_tokens=8) != steered.generate(TEXTS[0], alpha=0.0, max_new_tokens=8)
     with pytest.raises(InvalidInputError, match="the autoencoder is for activations of size 32, 5 came; load the one"):
         SparseFeatures(autoencoder).fit(np.ones((4, 5)), [0, 1, 0, 1])
