@@ -46,8 +46,10 @@ def check_labels(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
 class LayerwiseDirections(TransformerMixin, BaseEstimator):
     """Fit one direction per layer to activations ``(n_samples, n_layers, hidden size)``.
 
-    Before the learner sees them, the activations of a layer are divided by their root mean square, so that
-    regularisation means the same at each layer and scaling a model's activations leaves its directions.
+    Before the learner sees them, the activations of a layer are divided by their mean norm, the unit of alpha, so that
+    regularisation means the same at each layer and in each model, and scaling a model's activations leaves its
+    directions. A learner may ask for another scale with its attribute ``scaling``: "feature" for features of unit size
+    (the norm is then the root of their number), "none" for activations as they are.
 
     With more than two classes there is one direction per class, against all others, and the attributes from
     ``directions_`` to ``offsets_`` and ``stability_`` have a first axis of length n_classes.
@@ -77,7 +79,9 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
         reading is highest counts, and the area under the curve is the mean over the classes.
     accuracy_errors_ : ndarray of shape (n_layers,)
         Standard error of ``accuracies_`` over the folds.
-    learners_ : list of the fitted learners, each on activations divided by ``scales_``.
+    scales_ : ndarray of shape (n_layers,)
+        What the activations were divided by for the learners.
+    learners_ : list of the fitted learners, one per layer.
         With more than two classes, a list of such lists.
     """
 
@@ -110,24 +114,23 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
                 )
         self.classes_ = classes
         self.norms_ = np.linalg.norm(X, axis=2).mean(axis=0)
-        self.scales_ = np.sqrt((X**2).mean(axis=(0, 2)))
-        if not self.scales_.all():
+        if not self.norms_.all():
             raise ContrastSetError(
-                f"all activations at layer {int(self.scales_.argmin())} are zero, so they have no direction; "
+                f"all activations at layer {int(self.norms_.argmin())} are zero, so they have no direction; "
                 "check the model's weights."
             )
-        if getattr(self.learner, "raw_activations", False):
-            self.scales_ = np.ones(X.shape[1])
+        learner = make_learner(self.learner)
+        scaling = getattr(learner, "scaling", "norm")
+        units = {"norm": self.norms_, "feature": self.norms_ / np.sqrt(X.shape[2]), "none": np.ones(X.shape[1])}
+        self.scales_ = units[scaling]
         scaled = X / self.scales_[:, None]
-        fit = partial(_fit, self.learner, scaled, codes, None if pairs is None else np.asarray(pairs))
+        fit = partial(_fit, learner, scaled, codes, None if pairs is None else np.asarray(pairs))
         learners, directions, cuts = fit(np.arange(len(X)))
         if not directions.any():
             raise ContrastSetError("the learner finds no difference between the classes; pass texts that differ.")
         accuracies, aucs, others = [], [], []
         splits = (
-            []
-            if getattr(self.learner, "prefit", False)
-            else self._splits(X, codes, pairs if groups is None else groups)
+            [] if getattr(learner, "prefit", False) else self._splits(X, codes, pairs if groups is None else groups)
         )
         for train, test in splits:
             _, axes, parts = fit(train)
@@ -209,7 +212,7 @@ def _fit(
 
 
 def _fit_layers(learner: Any, X: Floats, sides: NDArray[np.bool_], pairs: NDArray[Any] | None) -> list[Any]:
-    fresh, targets = make_learner(learner), sides.astype(np.int64)
+    fresh, targets = clone(learner), sides.astype(np.int64)
     if hasattr(fresh, "fit_layers"):
         return list(fresh.fit_layers(X, targets))
     joined = pairs is not None and np.isin(pairs[sides], pairs[~sides]).any()  # a fold may tear all of them apart

@@ -92,8 +92,7 @@ class MeanDifference(DirectionClassifier):
     """
 
     def _weights(self, X: Floats, sides: Integers) -> Floats:
-        negative, positive = _means(X, sides)
-        return positive - negative
+        return _difference(X, sides)
 
 
 class MassMean(DirectionClassifier):
@@ -108,13 +107,12 @@ class MassMean(DirectionClassifier):
     """
 
     def _weights(self, X: Floats, sides: Integers) -> Floats:
-        means = np.stack(_means(X, sides))
-        within = X - means[sides]
+        within = X - np.stack(_means(X, sides))[sides]
         scale = within.std(axis=0)
         scale[scale <= TINY * np.abs(X).max(axis=0)] = 1.0  # constant, up to rounding
-        within, difference = within / scale, (means[1] - means[0]) / scale
+        within, difference = within / scale, _difference(X, sides) / scale
         if not within.any():
-            return means[1] - means[0]
+            return difference
         shrinkage = ledoit_wolf_shrinkage(within, assume_centered=True)
         spread = float((within**2).mean())
         _, lengths, axes = np.linalg.svd(within, full_matrices=False)
@@ -156,7 +154,8 @@ class PrincipalDifference(DirectionClassifier):
 
     def _weights(self, X: Floats, sides: Integers) -> Floats:
         negative, positive = _means(X, sides)
-        return _first_axis(X - (negative + positive) / 2, positive - negative)
+        towards = _difference(X, sides)
+        return _first_axis(X - (negative + positive) / 2, towards) if towards.any() else towards
 
 
 class GivenDirections(BaseEstimator):
@@ -190,6 +189,14 @@ def _late(module: str, name: str) -> BaseEstimator:
 
 def _means(X: Floats, sides: Integers) -> tuple[Floats, Floats]:
     return X[sides == 0].mean(axis=0), X[sides == 1].mean(axis=0)
+
+
+def _difference(X: Floats, sides: Integers) -> Floats:
+    """Mean of the one side minus that of the other, ``(n_features,)``; zero where it is but rounding."""
+    negative, positive = _means(X, sides)
+    difference = positive - negative
+    difference[np.abs(difference) <= TINY * np.abs(X).max(axis=0)] = 0.0
+    return difference
 
 
 def _first_axis(X: Floats, towards: Floats) -> Floats:

@@ -224,7 +224,7 @@ class SparseFeatures(DirectionClassifier):
         As in `MeanDifference`.
     """
 
-    raw_activations = True  # an autoencoder knows the residual stream in its own units only
+    scaling = "none"  # an autoencoder knows the residual stream in its own units only
 
     def __init__(self, autoencoder: SparseAutoencoder | None = None, *, n_features: int = 8) -> None:
         self.autoencoder = autoencoder

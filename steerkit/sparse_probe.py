@@ -60,6 +60,8 @@ class SparseProbe(DirectionClassifier):
     Yuan, Ho & Lin (2012), "An Improved GLMNET for L1-regularized Logistic Regression".
     """
 
+    scaling = "feature"  # the penalty counts features: at unit norm, many would share too little to outweigh it
+
     def __init__(
         self,
         C: float = 1.0,

@@ -62,6 +62,29 @@ def test_scaling_activations_leaves_directions_and_readings(learner: str, scale:
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
+def test_a_larger_hidden_size_alone_does_not_change_how_strongly_a_learner_is_regularised(learner: str) -> None:
+    X, y, _ = planted(shift=3.0)
+    one, four = (LayerwiseDirections(learner).fit(np.concatenate([X] * copies, axis=2), y) for copies in (1, 4))
+    if learner == "sparse-probe":  # it may give the weight of equal features to any of them
+        together = four.directions_.reshape(4, 4, 24).sum(axis=1)
+        together /= np.linalg.norm(together, axis=1)[:, None]
+    else:
+        together = four.directions_[:, :24] * 2
+    np.testing.assert_allclose(
+        (together * one.directions_).sum(axis=1), 1, atol=0.1 if learner == "mass-mean" else 1e-3
+    )
+
+
+def test_the_default_probe_finds_nearly_the_same_direction_from_ten_samples_as_from_all() -> None:
+    X, y, _ = planted(n=400, shift=8.0)
+    whole = LayerwiseDirections().fit(X, y).directions_[2]
+    for start in range(0, 400, 10):
+        few = slice(start, start + 10)
+        assert LayerwiseDirections("probe").fit(X[few], y[few]).directions_[2] @ whole >= 0.8
+    assert LayerwiseDirections("mean-diff").fit(X, y).directions_[2] @ whole >= 0.99
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
 def test_readings_are_signed_distances_in_units_of_the_norm(learner: str) -> None:
     X, y, _ = planted()
     fitted = LayerwiseDirections(learner).fit(X, y)
