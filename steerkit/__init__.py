@@ -15,7 +15,7 @@ _HOMES = {
     "OptimisedDirection": "optimised_direction",
     "PrincipalDifference": "learners",
     "SparseAutoencoder": "sparse_autoencoder",
-    "SparseFeatures": "sparse_autoencoder",
+    "SparseFeatures": "sparse_features",
     "SparseProbe": "sparse_probe",
     "SteeredModel": "steered",
     "SteeringEstimator": "estimator",
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from steerkit.lint import lint_contrast as lint_contrast
     from steerkit.optimised_direction import OptimisedDirection as OptimisedDirection
     from steerkit.sparse_autoencoder import SparseAutoencoder as SparseAutoencoder
-    from steerkit.sparse_autoencoder import SparseFeatures as SparseFeatures
+    from steerkit.sparse_features import SparseFeatures as SparseFeatures
     from steerkit.sparse_probe import SparseProbe as SparseProbe
     from steerkit.steered import SteeredModel as SteeredModel
     from steerkit.sweeps import Sweep as Sweep

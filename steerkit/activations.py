@@ -110,6 +110,29 @@ def token_activations(model: LanguageModel, text: Any, layer: int) -> tuple[list
     return sequence, kept[layer].float().cpu().numpy()
 
 
+def stream_activations(model: LanguageModel, texts: Sequence[str], layer: int, *, window: int = 512) -> Floats:
+    """Return the activations of all tokens of plain texts at a layer, ``(n_tokens, hidden size)``, in reading order.
+
+    Longer texts are cut into windows. Special tokens are left out: the first of a text often has a norm hundreds of
+    times that of the others.
+    """
+    special, window = set(model.tokenizer.all_special_ids), min(window, model.context_length)
+    whole = [model.encode_text(text) for text in texts]
+    pieces = [ids[start : start + window] for ids in whole for start in range(0, len(ids), window)]
+    kinds = [torch.tensor([token not in special for token in piece]) for piece in pieces]
+    if not any(kind.any() for kind in kinds):
+        raise InvalidInputError("the texts hold no tokens but special ones; pass texts with words in them.")
+    found: dict[int, Tensor] = {}
+    with model.held() as bare, torch.inference_mode():
+        for rows in batches([len(piece) for piece in pieces], tokens=TOKENS_PER_BATCH):
+            ids, mask = model.pad([pieces[row] for row in rows])
+            with capture(model.blocks, [layer], Tensor.float) as kept:
+                bare.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+            hidden = kept[layer].cpu()
+            found |= {row: hidden[place, : len(pieces[row])][kinds[row]] for place, row in enumerate(rows)}
+    return torch.cat([found[row] for row in range(len(pieces))]).numpy()
+
+
 def _encode(model: LanguageModel, X: Sequence[Any]) -> tuple[list[list[int]], list[int] | None]:
     texts = check_texts(X)
     if not any(isinstance(text, tuple) for text in texts):

@@ -49,20 +49,21 @@ def load_contrast(path: str | Path, *, labels: Sequence[str] | None = None) -> B
     Parameters
     ----------
     path : str or Path
-        Columns ``text``, ``label`` (two distinct values) and, optionally, ``group``; others are ignored.
-    labels : sequence of two str, optional
-        The labels in order: directions point from the first to the second. Default: sorted, as in scikit-learn.
+        Columns ``text``, ``label`` (two distinct values or more) and, optionally, ``group``; others are ignored.
+    labels : sequence of str, optional
+        The labels in order: the direction of two points from the first to the second. Default: sorted, as in
+        scikit-learn.
 
     Returns
     -------
     Bunch
-        ``data`` (list of str), ``target`` (0 or 1), ``target_names`` (the two labels in order), ``groups`` (array of
+        ``data`` (list of str), ``target`` (0, 1, ...), ``target_names`` (the labels in order), ``groups`` (array of
         str, or None), ``DESCR``.
 
     Raises
     ------
     ContrastSetError
-        The file is missing or damaged, a text or label is empty, or there are not exactly two labels.
+        The file is missing or damaged, a text or label is empty, or there are fewer than two labels.
     """
     path = Path(path)
     rows = _rows(path)
@@ -85,10 +86,10 @@ def load_contrast(path: str | Path, *, labels: Sequence[str] | None = None) -> B
         if sorted(map(str, labels)) != names:
             raise ContrastSetError(f"{path} has the labels {names}, {list(labels)} were expected; check the column.")
         names = list(map(str, labels))
-    if len(names) != 2:
-        found = ", ".join(map(repr, names[:5])) or "none"
+    if len(names) < 2:
+        found = ", ".join(map(repr, names)) or "none"
         raise ContrastSetError(
-            f"{path} has {len(names)} labels ({found}), exactly two were expected; check the column."
+            f"{path} has {len(names)} labels ({found}), at least two were expected; check the column."
         )
     groups = [None if row.get("group") in (None, "") else str(row["group"]) for row in rows]
     grouped = any(group is not None for group in groups)
@@ -99,7 +100,7 @@ def load_contrast(path: str | Path, *, labels: Sequence[str] | None = None) -> B
         target=np.array([names.index(label) for label in given]),
         target_names=np.array(names),
         groups=np.array(groups) if grouped else None,
-        DESCR=f"{path.name}: {given.count(names[0])} texts {names[0]}, {given.count(names[1])} texts {names[1]}",
+        DESCR=f"{path.name}: " + ", ".join(f"{given.count(name)} texts {name}" for name in names),
     )
 
 

@@ -4,22 +4,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_memory
 
-import steerkit
-from steerkit.activations import check_texts, remembered_activations, resolve_layers, token_activations
-from steerkit.exceptions import ContrastSetError, InvalidInputError, NotFittedError
+from steerkit.activations import check_texts, remembered_activations, resolve_layers
+from steerkit.exceptions import ContrastSetError, InvalidInputError
+from steerkit.fitted_directions import FittedDirections, Floats
 from steerkit.language_model import LanguageModel
 from steerkit.layerwise import LayerwiseDirections, check_labels
 from steerkit.learners import GivenDirections, make_learner
 from steerkit.steered import SteeredModel
-from steerkit.vectors import SteeringVector
-
-Floats = NDArray[np.float64]
 
 
 def _activations(
@@ -28,7 +24,7 @@ def _activations(
     return remembered_activations(model, texts, layers=layers, pooling=pooling, batch_size=batch_size)
 
 
-class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
+class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, BaseEstimator):
     """Fit a direction at every layer of a language model to texts of two classes or more.
 
     Parameters
@@ -125,16 +121,15 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
             raise ContrastSetError(
                 f"X has {len(texts)} texts, y has {len(labels)} labels{n_groups}; pass one of each per text."
             )
-        make_learner(self.learner)
+        learner = make_learner(self.learner)
         model = LanguageModel.of(self.model)
         layers = resolve_layers(model, self.layers)
         chosen = None if self.layer == "auto" else model.check_layer(self.layer)
         if chosen is not None:
             layers = sorted({*layers, chosen})
         activations = self._activations(texts, layers)
-        learner = self.learner
-        if hasattr(make_learner(learner), "optimise"):
-            learner = self._optimised(model, texts, labels, layers, activations)
+        if hasattr(learner, "optimise"):
+            learner = _optimised(learner, model, texts, labels, layers, activations)
         layerwise = LayerwiseDirections(learner, cv=self.cv, n_bootstrap=self.n_bootstrap).fit(
             activations, labels, groups, pairs
         )
@@ -149,6 +144,12 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
         self.layer_ = self._most_readable(model.n_layers) if chosen is None else chosen
         self.fingerprint_ = model.fingerprint
         return self
+
+    def set_params(self, **params: Any) -> Self:
+        """Set parameters; ``learner__C`` and the like work with a learner's short name too."""
+        if any(name.startswith("learner__") for name in params):
+            self.learner = make_learner(params.pop("learner", self.learner))
+        return super().set_params(**params)
 
     def transform(self, X: Sequence[Any]) -> Floats:
         """Return the signed distance from each layer's boundary, ``(n_samples, n_layers)``, in units of alpha.
@@ -173,53 +174,6 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
         """Return the accuracy at each layer on other texts, ``(n_layers,)``."""
         readings, labels = self._readings(X), np.asarray(y)
         return np.array([(self._classes_of(readings[..., i]) == labels).mean() for i in range(self.n_layers_)])
-
-    def vector(self, layer: int | None = None, *, target: Any = None) -> SteeringVector:
-        """Return the direction at a fitted layer, by default ``layer_``.
-
-        Parameters
-        ----------
-        layer : int, optional
-        target : label, optional
-            With more than two classes: towards which.
-        """
-        place = self._place(layer)
-        layer, binary = self.layers_[place], self.directions_.ndim == 2
-        if binary:
-            if target is not None and target != self.classes_[1]:
-                raise InvalidInputError(
-                    f"target={target!r} is not {self.classes_.tolist()[1]!r}, to which the direction of two classes "
-                    "points; steer with a negative alpha towards the other."
-                )
-            direction, offset, classes = self.directions_[place], self.offsets_[place], self.classes_
-        else:
-            names = [str(label) for label in self.classes_.tolist()]
-            if str(target) not in names:
-                raise InvalidInputError(
-                    f"target={target!r} is none of the classes {self.classes_.tolist()}; pass the one to steer to."
-                )
-            index = names.index(str(target))
-            direction, offset = self.directions_[index, place], self.offsets_[index, place]
-            classes = np.array([f"not {target}", target], dtype=object)
-        if not direction.any():
-            raise ContrastSetError(
-                f"the learner finds no difference between the classes at layer {layer}, so there is no "
-                "direction; choose another layer or pass other texts."
-            )
-        return SteeringVector(
-            direction=direction,
-            layer=layer,
-            norm=float(self.norms_[place]),
-            offset=float(offset),
-            classes=(str(classes[0]), str(classes[1])),
-            fingerprint=self.fingerprint_,
-            provenance={
-                "steerkit": steerkit.__version__,
-                "learner": " ".join(repr(self.learner).split()),
-                "pooling": self.pooling,
-                "accuracy": float(self.accuracies_[place]) if np.isfinite(self.accuracies_[place]) else None,
-            },
-        )
 
     def export(
         self,
@@ -248,56 +202,6 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
         strengths = {str(label): strength for label, strength in (alpha or {}).items()}
         return SteeredModel(model, vectors, alpha=strengths, operation=operation)
 
-    def cosines(self, other: "SteeringEstimator | None" = None) -> Floats:
-        """Return the cosine of each layer's direction with each layer's of another estimator, or of itself.
-
-        ``(n_layers, n_layers of the other)``; with more than two classes a first axis of length n_classes.
-        """
-        self._check_fitted()
-        theirs = self if other is None else other
-        theirs._check_fitted()
-        if list(theirs.classes_) != list(self.classes_):
-            raise ContrastSetError(
-                f"the estimators have the classes {self.classes_.tolist()} and {theirs.classes_.tolist()}; fit them to "
-                "the same."
-            )
-        return np.asarray(self.directions_.astype(np.float64) @ np.swapaxes(theirs.directions_, -1, -2))
-
-    def token_scores(self, text: Any, *, layer: int | None = None, target: Any = None) -> list[tuple[str, float]]:
-        """Return each token of a prompt, or of a ``(prompt, completion)``, with its reading in units of alpha.
-
-        It shows where in a text the direction fires. The reading of a token is that of the residual stream at its
-        place, relative to the boundary between the classes.
-        """
-        vector, model = self.vector(layer, target=target), LanguageModel.of(self.model)
-        sequence, activations = token_activations(model, text, vector.layer)
-        readings = (activations @ vector.direction - vector.offset) / vector.norm
-        pieces = [model.tokenizer.decode([token]) for token in sequence]
-        return list(zip(pieces, readings.tolist(), strict=True))
-
-    def nearest_tokens(self, n: int = 10, *, layer: int | None = None, target: Any = None) -> list[tuple[str, float]]:
-        """Return the ``n`` tokens that the direction promotes most, with their share of the logit.
-
-        The direction is read through the final norm's weights and the unembedding, as if nothing came in between
-        (the logit lens), so it says little at early layers. Pass a negative ``n`` for the tokens it suppresses most.
-        """
-        vector, model = self.vector(layer, target=target), LanguageModel.of(self.model)
-        logits = model.unembed(vector.direction)
-        order = np.argsort(logits if n < 0 else -logits)[: abs(n)]
-        return [(model.tokenizer.decode([int(token)]), float(logits[token])) for token in order]
-
-    def report(self) -> str:
-        """Return what was found, layer by layer, as a table to print."""
-        self._check_fitted()
-        stability = self.stability_ if self.directions_.ndim == 2 else self.stability_.mean(axis=0)
-        columns = {
-            "accuracy": self.accuracies_, "s.e.": self.accuracy_errors_, "auc": self.aucs_, "norm": self.norms_,
-            "stability": stability,
-        }  # fmt: skip
-        table = pd.DataFrame(columns, index=pd.Index(self.layers_, name="layer")).round(3)
-        between = " / ".join(map(str, self.classes_))
-        return f"{between}, {self.learner!r}, read at layer {self.layer_}\n{table.to_string()}"
-
     def get_feature_names_out(self, input_features: object = None) -> NDArray[Any]:
         """Return the names of the columns of `transform`."""
         self._check_fitted()
@@ -306,7 +210,7 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
             names = [f"{label}_{name}" for label in self.classes_ for name in names]
         return np.array(names, dtype=object)
 
-    def _readings(self, X: Sequence[str]) -> Floats:
+    def _readings(self, X: Sequence[Any]) -> Floats:
         """What `transform` returns, as an array even where set_output asks for data frames."""
         self._check_fitted()
         return np.asarray(self.layerwise_.readings(self._activations(check_texts(X), self.layers_)))
@@ -319,16 +223,6 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
         extract = check_memory(self.memory).cache(_activations)
         return np.asarray(extract(LanguageModel.of(self.model), texts, layers, self.pooling, self.batch_size))
 
-    def _optimised(
-        self, model: LanguageModel, texts: list[Any], labels: NDArray[Any], layers: list[int], activations: Any
-    ) -> GivenDirections:
-        """Let a learner that needs the model find the directions; they are read like all others."""
-        classes, codes = check_labels(labels)
-        if len(classes) != 2:
-            raise ContrastSetError(f"y has {len(classes)} classes, an optimised direction takes two; pass two.")
-        norms = np.linalg.norm(activations, axis=2).mean(axis=0)
-        return GivenDirections(make_learner(self.learner).optimise(model, texts, codes, layers, norms))
-
     def _most_readable(self, depth: int) -> int:
         scores = self.accuracies_
         best = int(np.nanargmax(scores)) if np.isfinite(scores).any() else 0
@@ -336,20 +230,19 @@ class SteeringEstimator(ClassifierMixin, TransformerMixin, BaseEstimator):
         readable = [layer for layer, score in zip(self.layers_, scores, strict=True) if not score < floor]
         return min(readable, key=lambda layer: abs(layer - (depth - 1) / 2))
 
-    def _place(self, layer: int | None) -> int:
-        self._check_fitted()
-        layer = self.layer_ if layer is None else LanguageModel.of(self.model).check_layer(layer)
-        if layer not in self.layers_:
-            raise NotFittedError(f"no direction was fitted at layer {layer}; fit with layers that include it.")
-        return self.layers_.index(layer)
-
-    def _check_fitted(self) -> None:
-        if not hasattr(self, "layerwise_"):
-            raise NotFittedError("SteeringEstimator is not fitted; call fit first.")
-
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
-        tags.classifier_tags.multi_class = False
         return tags
+
+
+def _optimised(
+    learner: Any, model: LanguageModel, texts: list[Any], labels: NDArray[Any], layers: list[int], activations: Any
+) -> GivenDirections:
+    """Let a learner that needs the model find the directions; they are read like all others."""
+    classes, codes = check_labels(labels)
+    if len(classes) != 2:
+        raise ContrastSetError(f"y has {len(classes)} classes, an optimised direction takes two; pass two.")
+    norms = np.linalg.norm(activations, axis=2).mean(axis=0)
+    return GivenDirections(learner.optimise(model, texts, codes, layers, norms))

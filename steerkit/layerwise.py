@@ -127,7 +127,9 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
         fit = partial(_fit, learner, scaled, codes, None if pairs is None else np.asarray(pairs))
         learners, directions, cuts = fit(np.arange(len(X)))
         if not directions.any():
-            raise ContrastSetError("the learner finds no difference between the classes; pass texts that differ.")
+            raise ContrastSetError(
+                "the learner finds no difference between the classes; pass texts that differ, or weaken its penalty."
+            )
         accuracies, aucs, others = [], [], []
         splits = (
             [] if getattr(learner, "prefit", False) else self._splits(X, codes, pairs if groups is None else groups)

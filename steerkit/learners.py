@@ -22,8 +22,8 @@ Integers = NDArray[np.int64]
 TINY = 1e-12
 
 
-class DirectionClassifier(ClassifierMixin, BaseEstimator, ABC):
-    """Two classes told apart along one direction; a subclass says which.
+class BinaryClassifier(ClassifierMixin, BaseEstimator):
+    """Two classes told apart along one direction; a subclass finds it.
 
     Attributes
     ----------
@@ -31,13 +31,7 @@ class DirectionClassifier(ClassifierMixin, BaseEstimator, ABC):
     coef_ : ndarray of shape (1, n_features), float64
         Points from ``classes_[0]`` to ``classes_[1]``.
     intercept_ : ndarray of shape (1,), float64
-        Puts the boundary halfway between the class means.
     """
-
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Fit to X ``(n_samples, n_features)`` and y, which has two distinct values."""
-        data, sides = self._validate(X, y)
-        return self._set(self._weights(data, sides), data, sides)
 
     def decision_function(self, X: ArrayLike) -> Floats:
         """Return ``(n_samples,)``, positive on the side of ``classes_[1]``."""
@@ -49,10 +43,6 @@ class DirectionClassifier(ClassifierMixin, BaseEstimator, ABC):
         """Return the class of each row, ``(n_samples,)``."""
         scores = self.decision_function(X)
         return np.asarray(self.classes_[(scores > 0).astype(int)])
-
-    @abstractmethod
-    def _weights(self, X: Floats, sides: Integers) -> Floats:
-        """Return ``(n_features,)``, of any length; ``sides`` is 0 or 1."""
 
     def _validate(self, X: ArrayLike, y: ArrayLike) -> tuple[Floats, Integers]:
         data, labels = validate_data(self, X, y, dtype=np.float64)
@@ -67,16 +57,29 @@ class DirectionClassifier(ClassifierMixin, BaseEstimator, ABC):
             )
         return data, sides
 
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.multi_class = False
+        return tags
+
+
+class DirectionClassifier(BinaryClassifier, ABC):
+    """A direction from the samples alone; the boundary lies halfway between the class means."""
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit to X ``(n_samples, n_features)`` and y, which has two distinct values."""
+        data, sides = self._validate(X, y)
+        return self._set(self._weights(data, sides), data, sides)
+
+    @abstractmethod
+    def _weights(self, X: Floats, sides: Integers) -> Floats:
+        """Return ``(n_features,)``, of any length; ``sides`` is 0 or 1."""
+
     def _set(self, weights: Floats, X: Floats, sides: Integers) -> Self:
         negative, positive = _means(X, sides)
         self.coef_ = weights[None]
         self.intercept_ = -self.coef_ @ ((positive + negative) / 2)
         return self
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.classifier_tags.multi_class = False
-        return tags
 
 
 class MeanDifference(DirectionClassifier):
@@ -212,6 +215,7 @@ LEARNERS: dict[str, Callable[[], BaseEstimator]] = {
     "mass-mean": MassMean,
     "pca": PrincipalDifference,
     "sparse-probe": partial(_late, "sparse_probe", "SparseProbe"),
+    "sae": partial(_late, "sparse_features", "SparseFeatures"),
     "optimised": partial(_late, "optimised_direction", "OptimisedDirection"),
 }
 """Learners by their short names; ``contrast`` is the name for two texts, one of each class."""

@@ -54,8 +54,9 @@ def lint_contrast(
     model : str or LanguageModel, optional
         Whose context the prompts must fit into.
     """
-    checks: list[Callable[[Bunch], Iterator[Finding]]] = [_duplicates, _imbalance, _groups, _shape, _words]
-    found = [finding for check in checks for finding in check(train)]
+    found = [*_duplicates(train), *_imbalance(train), *_groups(train)]
+    for two in _contrasts(train):
+        found += [*_shape(two), *_words(two)]
     if test is not None:
         found += _shared(train, test)
     if model is not None:
@@ -78,22 +79,27 @@ def _rows(indices: Any) -> tuple[int, ...]:
     return tuple(int(index) + 1 for index in indices)
 
 
+def _contrasts(data: Bunch) -> Iterator[Bunch]:
+    """Yield the set itself, or with more than two classes each of them against the others."""
+    if len(data.target_names) == 2:
+        yield data
+        return
+    for place, name in enumerate(data.target_names):
+        names = np.array([f"not {name}", name])
+        yield Bunch(data=data.data, target=(data.target == place).astype(int), target_names=names)
+
+
 def _duplicates(data: Bunch) -> Iterator[Finding]:
     repeated = [places for places in _places(data.data).values() if len(places) > 1]
     across = [index for places in repeated if len(set(data.target[places])) > 1 for index in places]
     within = [index for places in repeated if len(set(data.target[places])) == 1 for index in places]
-    if across:
-        yield Finding(
-            "duplicate", True,
-            f"{len(across)} rows have a text that stands in both classes, so no direction can tell them apart; drop "
-            "them.", _rows(across),
-        )  # fmt: skip
-    if within:
-        yield Finding(
-            "duplicate", False,
-            f"{len(within)} rows repeat a text of their class, which counts more than once and may stand on both sides "
-            "of a fold; drop the copies.", _rows(within),
-        )  # fmt: skip
+    for rows, fatal, what in (
+        (across, True, "have a text that stands in several classes, so no direction can tell them apart; drop them."),
+        (within, False, "repeat a text of their class, which counts more than once and may stand on both sides of a "
+         "fold; drop the copies."),
+    ):  # fmt: skip
+        if rows:
+            yield Finding("duplicate", fatal, f"{len(rows)} rows {what}", _rows(rows))
 
 
 def _shared(train: Bunch, test: Bunch) -> Iterator[Finding]:
@@ -114,7 +120,7 @@ def _imbalance(data: Bunch) -> Iterator[Finding]:
         rare = int(counts.argmin())
         yield Finding(
             "imbalance", bool(ratio >= IMBALANCE[1]),
-            f"class {str(data.target_names[rare])!r} has {counts[rare]} texts, the other {counts.max()}, so guessing "
+            f"class {str(data.target_names[rare])!r} has {counts[rare]} texts, the largest {counts.max()}, so guessing "
             f"that alone reaches {counts.max() / counts.sum():.2f}; add texts or drop some.",
             _rows(np.flatnonzero(data.target == rare)),
         )  # fmt: skip

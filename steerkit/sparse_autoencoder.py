@@ -1,6 +1,6 @@
-"""Sparse autoencoders: load those of others, train one with Lightning, and steer along their features."""
+"""`SparseAutoencoder`: features of a model's activations, trained with Lightning or loaded."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -8,20 +8,17 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule
 from numpy.typing import ArrayLike, NDArray
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
-from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted, validate_data
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from steerkit.exceptions import CorruptFileError, InvalidInputError
-from steerkit.learners import DirectionClassifier, Floats, Integers
+from steerkit.activations import stream_activations
+from steerkit.autoencoder_files import read_autoencoder, write_autoencoder
+from steerkit.exceptions import InvalidInputError
+from steerkit.language_model import LanguageModel
 from steerkit.lightning_training import train
-
-WEIGHTS = ("params.npz", "params.safetensors", "sae_weights.safetensors")
-CONFIGS = ("cfg.json", "config.json")
 
 
 class SparseAutoencoder(TransformerMixin, BaseEstimator):
@@ -109,6 +106,22 @@ class SparseAutoencoder(TransformerMixin, BaseEstimator):
         self.history_ = module.history
         return self
 
+    def fit_texts(self, model: str | LanguageModel, texts: str | Path | Sequence[str], *, layer: int) -> Self:
+        """Train on a model's residual stream at every token of many texts.
+
+        Parameters
+        ----------
+        model : str or LanguageModel
+        texts : str, Path or sequence of str
+            Plain texts, or the path of a text file that has one per line. All activations are held in memory, as
+            float32.
+        layer : int
+            Whose output is learned.
+        """
+        model = LanguageModel.of(model)
+        layer = model.check_layer(layer)
+        return self.fit(stream_activations(model, _lines(texts) if isinstance(texts, str | Path) else texts, layer))
+
     def transform(self, X: ArrayLike) -> NDArray[np.float32]:
         """Return the features ``(n_samples, n_features)`` of activations ``(n_samples, hidden size)``."""
         check_is_fitted(self)
@@ -135,25 +148,13 @@ class SparseAutoencoder(TransformerMixin, BaseEstimator):
     def save(self, folder: str | Path) -> None:
         """Write ``cfg.json`` and ``sae_weights.safetensors`` in the layout of SAELens."""
         check_is_fitted(self)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        tensors = {
-            "W_enc": self.encoder_,
-            "b_enc": self.encoder_bias_,
-            "W_dec": self.decoder_,
-            "b_dec": self.decoder_bias_,
-        }
-        config: dict[str, Any] = {
-            "d_in": len(self.decoder_bias_),
-            "d_sae": len(self.decoder_),
-            "apply_b_dec_to_input": self._from_centre,
-        }
-        if self.thresholds_ is None:
-            config |= {"architecture": "topk", "k": self.k}
-        else:
-            config |= {"architecture": "jumprelu"}
+        tensors = {"w_enc": self.encoder_, "b_enc": self.encoder_bias_}
+        tensors |= {"w_dec": self.decoder_, "b_dec": self.decoder_bias_}
+        config: dict[str, Any] = {"architecture": "topk", "k": self.k}
+        if self.thresholds_ is not None:
+            config = {"architecture": "jumprelu"}
             tensors["threshold"] = self.thresholds_
-        Path(folder, "cfg.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, Path(folder, WEIGHTS[2]))
+        write_autoencoder(folder, tensors, config | {"apply_b_dec_to_input": self._from_centre})
 
     @classmethod
     def from_pretrained(cls, name: str | Path, *, subfolder: str = "", revision: str | None = None) -> Self:
@@ -174,104 +175,15 @@ class SparseAutoencoder(TransformerMixin, BaseEstimator):
         InvalidInputError
             The autoencoder is of a kind that is not supported.
         """
-        folder = Path(name, subfolder) if Path(name).is_dir() else _download(str(name), subfolder, revision)
-        tensors, config = _read(folder)
-        try:
-            encoder, decoder = tensors["w_enc"], tensors["w_dec"]
-            biases = tensors["b_enc"], tensors["b_dec"]
-        except KeyError as error:
-            raise CorruptFileError(f"{folder} lacks the weights {error}; pass a folder with an autoencoder.") from error
-        if (
-            encoder.shape != decoder.shape[::-1]
-            or biases[0].shape != decoder.shape[:1]
-            or biases[1].shape != encoder.shape[:1]
-        ):
-            raise CorruptFileError(
-                f"{folder} has weights {encoder.shape} and {decoder.shape} that do not fit; get it again."
-            )
-        kind = _kind(config, tensors, folder)
-        k = int(config.get("k") or config.get("activation_fn_kwargs", {}).get("k") or len(decoder))
-        loaded = cls(len(decoder), k=k)
-        loaded.encoder_, loaded.decoder_ = encoder, decoder
-        loaded.encoder_bias_, loaded.decoder_bias_ = biases
-        loaded.thresholds_ = tensors["threshold"] if kind == "jumprelu" else None
+        tensors, config = read_autoencoder(name, subfolder, revision)
+        k = config.get("k") or config.get("activation_fn_kwargs", {}).get("k")
+        loaded = cls(len(tensors["w_dec"]), k=int(k or len(tensors["w_dec"])))
+        loaded.encoder_, loaded.decoder_ = tensors["w_enc"], tensors["w_dec"]
+        loaded.encoder_bias_, loaded.decoder_bias_ = tensors["b_enc"], tensors["b_dec"]
+        loaded.thresholds_ = tensors["threshold"] if config["architecture"] == "jumprelu" else None
         loaded._from_centre = bool(config.get("apply_b_dec_to_input", False))
-        loaded.n_features_in_ = encoder.shape[0]
+        loaded.n_features_in_ = len(loaded.encoder_)
         return loaded
-
-
-class SparseFeatures(DirectionClassifier):
-    """The direction of the features of a sparse autoencoder that tell the classes apart.
-
-    The features whose means differ most, in units of their spread, are kept; the direction is the combination of
-    their decoder rows by the difference of their means.
-
-    Parameters
-    ----------
-    autoencoder : SparseAutoencoder
-        Loaded or fitted for the layer that is read; if it is neither, it is fitted to the samples, which shows the
-        mechanics but is far too little data for features that mean something.
-    n_features : int
-        How many to keep.
-
-    Attributes
-    ----------
-    features_ : ndarray of int
-        Those kept, the best first.
-    differences_ : ndarray of float
-        The difference of their means between ``classes_[1]`` and ``classes_[0]``.
-    classes_, coef_, intercept_
-        As in `MeanDifference`.
-    """
-
-    scaling = "none"  # an autoencoder knows the residual stream in its own units only
-
-    def __init__(self, autoencoder: SparseAutoencoder | None = None, *, n_features: int = 8) -> None:
-        self.autoencoder = autoencoder
-        self.n_features = n_features
-
-    def __sklearn_clone__(self) -> Self:
-        """Keep an autoencoder that is fitted or loaded: a fresh one would have other features."""
-        fitted = hasattr(self.autoencoder, "decoder_")
-        autoencoder = self.autoencoder if fitted or self.autoencoder is None else clone(self.autoencoder)
-        return type(self)(autoencoder, n_features=self.n_features)
-
-    def _weights(self, X: Floats, sides: Integers) -> Floats:
-        given = SparseAutoencoder(64, k=8) if self.autoencoder is None else self.autoencoder
-        fitted = hasattr(given, "decoder_")
-        self.autoencoder_ = given if fitted else clone(given).fit(X)
-        if self.autoencoder_.decoder_.shape[1] != X.shape[1]:
-            raise InvalidInputError(
-                f"the autoencoder is for activations of size {self.autoencoder_.decoder_.shape[1]}, {X.shape[1]} came; "
-                "load the one for this model and layer."
-            )
-        features = self.autoencoder_.transform(X)
-        differences = features[sides == 1].mean(axis=0) - features[sides == 0].mean(axis=0)
-        spread = np.sqrt((features[sides == 1].var(axis=0) + features[sides == 0].var(axis=0)) / 2)
-        separation = np.abs(differences) / (spread + 1e-3 * (spread.max() + np.abs(differences).max()) + 1e-30)
-        self.features_ = np.argsort(-separation, kind="stable")[: self.n_features]
-        self.features_ = self.features_[separation[self.features_] > 0]
-        self.differences_ = differences[self.features_]
-        return np.asarray(self.differences_ @ self.autoencoder_.decoder_[self.features_], dtype=np.float64)
-
-    def top_features(self, X: ArrayLike, texts: Any, n_texts: int = 3) -> list[dict[str, Any]]:
-        """Name each kept feature by the texts that activate it most; X holds their activations, row by row."""
-        check_is_fitted(self)
-        features = self.autoencoder_.transform(X)[:, self.features_]
-        texts = list(texts)
-        if len(texts) != len(features):
-            raise InvalidInputError(
-                f"{len(texts)} texts came for {len(features)} rows of activations; pass one per row."
-            )
-        order = np.argsort(-features, axis=0, kind="stable")[:n_texts]
-        return [
-            {
-                "feature": int(feature),
-                "difference": float(self.differences_[place]),
-                "texts": [texts[row] for row in order[:, place] if features[row, place] > 0],
-            }
-            for place, feature in enumerate(self.features_)
-        ]
 
 
 class _Training(LightningModule):
@@ -282,10 +194,8 @@ class _Training(LightningModule):
         chance = torch.Generator().manual_seed(seed)
         rows = nn.functional.normalize(torch.randn(n_features, n_inputs, generator=chance), dim=1)
         self.decoder, self.encoder = nn.Parameter(rows), nn.Parameter(rows.T.clone())
-        self.encoder_bias, self.decoder_bias = (
-            nn.Parameter(torch.zeros(n_features)),
-            nn.Parameter(torch.zeros(n_inputs)),
-        )
+        self.encoder_bias = nn.Parameter(torch.zeros(n_features))
+        self.decoder_bias = nn.Parameter(torch.zeros(n_inputs))
         self.k, self.learning_rate = k, learning_rate
         self.history: list[float] = []
 
@@ -313,51 +223,10 @@ class _Training(LightningModule):
         return torch.optim.Adam(self.parameters(), lr=self.learning_rate)
 
 
-def _download(name: str, subfolder: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    at = f"{subfolder}/" if subfolder else ""
-    wanted = [at + file for file in (*WEIGHTS, *CONFIGS)]
+def _lines(path: str | Path) -> list[str]:
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted), subfolder)
-    except (OSError, ValueError) as error:
-        raise CorruptFileError(
-            f"{name} is no folder and cannot be loaded from the hub ({type(error).__name__}); check the name."
+        return [line for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(
+            f"{path} cannot be read ({error}); pass a list of texts or a UTF-8 text file."
         ) from error
-
-
-def _read(folder: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
-    """Return the tensors by their lower-case names, and the settings."""
-    found = [folder / file for file in WEIGHTS if (folder / file).is_file()]
-    if not found:
-        raise CorruptFileError(f"{folder} holds none of {', '.join(WEIGHTS)}; pass the folder of one autoencoder.")
-    try:
-        if found[0].suffix == ".npz":
-            with np.load(found[0], allow_pickle=False) as archive:
-                tensors = dict(archive)
-        else:
-            tensors = load_file(found[0])
-        settings = [
-            json.loads((folder / file).read_text(encoding="utf-8")) for file in CONFIGS if (folder / file).is_file()
-        ]
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CorruptFileError(f"{found[0]} cannot be read ({error}); get it again.") from error
-    return {name.lower(): np.asarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}, (settings or [{}])[
-        0
-    ]
-
-
-def _kind(config: dict[str, Any], tensors: dict[str, Any], folder: Path) -> str:
-    kind = str(config.get("architecture") or ("jumprelu" if "threshold" in tensors else "standard")).replace("_", "")
-    if kind == "jumprelu" and "threshold" not in tensors:
-        raise CorruptFileError(f"{folder} is a jumprelu autoencoder without thresholds; get it again.")
-    if kind not in ("jumprelu", "topk", "standard"):
-        raise InvalidInputError(
-            f"{folder} is a {kind!r} autoencoder; pass one of kind 'jumprelu', 'topk' or 'standard'."
-        )
-    if config.get("normalize_activations") not in (None, "none"):
-        raise InvalidInputError(
-            f"{folder} normalises activations ({config['normalize_activations']}), which is not supported; fold the "
-            "normalisation into its weights first."
-        )
-    return kind

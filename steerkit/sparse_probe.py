@@ -1,6 +1,7 @@
 """`SparseProbe`: an L1 logistic regression for all layers at once, trained with Lightning."""
 
 import warnings
+from numbers import Integral, Real
 from typing import Any, Self
 
 import numpy as np
@@ -15,14 +16,14 @@ from torch.nn.functional import softplus
 from torch.utils.data import DataLoader
 
 from steerkit.exceptions import InvalidInputError
-from steerkit.learners import DirectionClassifier, Floats, Integers
+from steerkit.learners import BinaryClassifier, Floats, Integers
 from steerkit.lightning_training import train
 
 SWEEPS = 20
 """Most rounds of coordinate descent within one Newton step."""
 
 
-class SparseProbe(DirectionClassifier):
+class SparseProbe(BinaryClassifier):
     """Logistic regression under an L1 penalty, or on the few neurons that it keeps longest.
 
     The objective is scikit-learn's, ``||w||_1 + C * sum(log loss)`` with a free intercept, solved by proximal Newton
@@ -33,8 +34,9 @@ class SparseProbe(DirectionClassifier):
     C : float
         Inverse strength of the penalty.
     k : int, optional
-        Keep at most this many neurons instead: those of the first penalty, from strong to weak, that leaves so many,
-        refitted under a tenth of it. Fewer are left where the others add nothing. ``C`` is then of no account.
+        Keep this many neurons instead: the largest under the first penalty, from strong to weak, that leaves so many.
+        They are refitted under the L2 penalty that scikit-learn's ``LogisticRegression(C=C)`` has. Fewer are left only
+        where the others are constant.
     max_iter : int
         Most Newton steps.
     tol : float
@@ -94,15 +96,14 @@ class SparseProbe(DirectionClassifier):
         solved = self._solve(np.moveaxis(np.asarray(X, dtype=np.float64), 1, 0), sides)
         return [probe._take(solved, layer) for layer, probe in enumerate(probes)]
 
-    def _weights(self, X: Floats, sides: Integers) -> Floats:
-        raise NotImplementedError
-
     def _solve(self, X: Floats, sides: Integers) -> "_Newton":
         """Train on X ``(n_problems, n_samples, n_features)``."""
-        if not self.C > 0:
+        if not isinstance(self.C, Real) or not self.C > 0:
             raise InvalidInputError(f"C={self.C!r} is not above 0; pass an inverse penalty such as 1.0.")
-        if self.k is not None and not 1 <= self.k <= X.shape[2]:
-            raise InvalidInputError(f"k={self.k!r} is outside 1..{X.shape[2]}, the number of features; pass fewer.")
+        if self.k is not None and (not isinstance(self.k, Integral) or not 1 <= self.k <= X.shape[2]):
+            raise InvalidInputError(
+                f"k={self.k!r} is outside 1..{X.shape[2]}, the number of features; pass a whole number of them."
+            )
         module = _Newton(X.shape[0], X.shape[2], 1 / (self.C * X.shape[1]), self.k)
         # EarlyStopping reads the violation that each step reports; patience is for metrics that come and go.
         stop = EarlyStopping(
@@ -111,7 +112,7 @@ class SparseProbe(DirectionClassifier):
         )  # fmt: skip
         batch = torch.tensor(X), torch.from_numpy(sides).double()
         trainer = train(
-            module, DataLoader([batch], batch_size=None), max_epochs=self.max_iter, callbacks=[stop],  # type: ignore[arg-type]
+            module, DataLoader([batch], batch_size=None), max_epochs=self.max_iter, callbacks=[stop],
             accelerator=self.accelerator, devices=self.devices, progress_bar=self.progress_bar,
         )  # fmt: skip
         if not float(trainer.callback_metrics["violation"]) <= self.tol:
@@ -137,17 +138,20 @@ class _Newton(LightningModule):
     weights: Tensor
     intercepts: Tensor
     penalties: Tensor
+    ridges: Tensor
+    units: Tensor
     allowed: Tensor
     refitted: Tensor
-    strongest: Tensor
 
     def __init__(self, n_problems: int, n_features: int, penalty: float, k: int | None) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.k = k or 0
+        self.k, self.ridge = k or 0, penalty
         self.register_buffer("weights", torch.zeros(n_problems, n_features, dtype=torch.float64))
         self.register_buffer("intercepts", torch.zeros(n_problems, dtype=torch.float64))
         self.register_buffer("penalties", torch.full((n_problems,), penalty, dtype=torch.float64))
+        self.register_buffer("ridges", torch.zeros(n_problems, dtype=torch.float64))
+        self.register_buffer("units", self.penalties.clone())
         self.register_buffer("allowed", torch.ones(n_problems, n_features, dtype=torch.bool))
         self.register_buffer("refitted", torch.full((n_problems,), k is None))
         self.history: list[Tensor] = []
@@ -161,9 +165,10 @@ class _Newton(LightningModule):
         if self.k and not self.history:
             centred = sides - sides.mean()
             self.penalties = 0.8 * torch.einsum("bnd,n->bd", X, centred).abs().amax(dim=1) / len(sides)
-            self.strongest = self.penalties
+            self.units = self.penalties
         slopes, curvatures = self._derivatives(X, sides)
         gradients = torch.einsum("bnd,bn->bd", X, slopes).masked_fill(~self.allowed, 0.0)
+        gradients += self.ridges[:, None] * self.weights
         violations = self._violations(gradients, slopes)
         if self.k:
             violations = self._weaken(gradients, violations)
@@ -182,20 +187,21 @@ class _Newton(LightningModule):
 
     def _objective(self, X: Tensor, sides: Tensor, weights: Tensor, intercepts: Tensor) -> Tensor:
         margins = self._margins(X, weights, intercepts)
-        return (softplus(margins) - sides * margins).mean(dim=1) + self.penalties * weights.abs().sum(dim=1)
+        losses = (softplus(margins) - sides * margins).mean(dim=1)
+        return losses + self.penalties * weights.abs().sum(dim=1) + self.ridges / 2 * (weights**2).sum(dim=1)
 
     def _violations(self, gradients: Tensor, slopes: Tensor) -> Tensor:
-        """How far each problem is from optimal, as a share of its penalty."""
+        """How far each problem is from optimal, as a share of its penalty, or with `k` of the first penalty."""
         at_zero = (gradients.abs() - self.penalties[:, None]).clamp(min=0)
         elsewhere = (gradients + self.penalties[:, None] * self.weights.sign()).abs()
         worst = torch.where(self.weights == 0, at_zero, elsewhere).amax(dim=1)
-        return torch.maximum(worst, slopes.sum(dim=1).abs()) / self.penalties
+        return torch.maximum(worst, slopes.sum(dim=1).abs()) / self.units
 
     def _weaken(self, gradients: Tensor, violations: Tensor) -> Tensor:
         """Where a problem is solved with fewer than `k` neurons, weaken its penalty; else refit it on the best."""
-        solved = (violations < 1e-2) & ~self.refitted
+        solved = (violations * self.units < 1e-2 * self.penalties) & ~self.refitted
         # Fewer than k may be all that separates the classes; then the weights only grow, and the rest go by gradient.
-        weak = (self.penalties < 1e-2 * self.strongest) & ~self.refitted
+        weak = (self.penalties < 1e-2 * self.units) & ~self.refitted
         enough = (solved & ((self.weights != 0).sum(dim=1) >= self.k)) | weak
         self.penalties = torch.where(solved & ~enough, 0.8 * self.penalties, self.penalties)
         best = torch.zeros_like(self.allowed).scatter(
@@ -203,7 +209,8 @@ class _Newton(LightningModule):
         )
         self.allowed = torch.where(enough[:, None], best, self.allowed)
         self.weights = self.weights * self.allowed
-        self.penalties = torch.where(enough, 0.1 * self.penalties, self.penalties)
+        self.penalties = self.penalties.masked_fill(enough, 0.0)
+        self.ridges = self.ridges.masked_fill(enough, self.ridge)
         self.refitted = self.refitted | enough
         return torch.where(self.refitted & ~enough, violations, torch.inf)
 
@@ -226,6 +233,7 @@ class _Newton(LightningModule):
         slope = slopes.sum(dim=1, keepdim=True)
         gradient = gradients.gather(1, places) - across * slope / total
         start = self.weights.gather(1, places)
+        hessian.diagonal(dim1=1, dim2=2).add_(self.ridges[:, None])
         diagonal = hessian.diagonal(dim1=1, dim2=2).clamp(min=1e-12)
         permitted = self.allowed.gather(1, places)
         weights, thresholds = start.clone(), self.penalties[:, None] / diagonal
@@ -238,7 +246,7 @@ class _Newton(LightningModule):
                 gradient += hessian[:, :, j] * change[:, None]
                 weights[:, j] = new
                 largest = torch.maximum(largest, (change * diagonal[:, j]).abs().max())
-            if largest < 1e-3 * self.penalties.min() * 0.1:
+            if largest < 1e-4 * self.units.min():
                 break
         step = weights - start
         return step, (-(slope + (across * step).sum(dim=1, keepdim=True)) / total)[:, 0]

@@ -2,6 +2,8 @@
 
 import pickle
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,37 @@ def test_nested_parameters_of_a_learner_can_be_searched() -> None:
     estimator = SteeringEstimator(tiny("llama"), learner=LogisticRegression(), cv=2)
     search = GridSearchCV(estimator, {"learner__C": [0.01, 1.0]}, cv=2, error_score="raise").fit(TEXTS, LABELS)
     assert search.best_params_["learner__C"] in (0.01, 1.0)
+
+
+def test_parameters_of_a_learner_known_by_name_can_be_searched() -> None:
+    estimator = SteeringEstimator(tiny("llama"), learner="sparse-probe", cv=2)
+    search = GridSearchCV(estimator, {"learner__k": [3, 7]}, cv=2, error_score="raise").fit(TEXTS, LABELS)
+    assert estimator.learner == "sparse-probe"
+    found = search.best_estimator_.learners_[0].support_
+    assert len(found) == search.best_params_["learner__k"]
+    with pytest.raises(ValueError, match="Invalid parameter 'D' for estimator LogisticRegression"):
+        SteeringEstimator(learner="probe").set_params(learner__D=1)
+
+
+def test_every_learner_predicts_in_another_process_and_in_workers(saved: Saved, tmp_path: Path) -> None:
+    path, names = str(saved("llama")), ["probe", "mean-diff", "mass-mean", "pca", "sparse-probe", "sae"]
+    fitted = [SteeringEstimator(path, learner=name, layers=[1, 2], cv=2).fit(TEXTS, LABELS) for name in names]
+    joblib.dump(fitted, tmp_path / "fitted.joblib")
+    code = (
+        "import joblib, sys; from tests.models import TEXTS;"
+        "print(*[''.join(map(str, one.predict(TEXTS))) for one in joblib.load(sys.argv[1])])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, tmp_path / "fitted.joblib"], capture_output=True, text=True, check=False
+    )
+    assert result.stdout.split() == ["".join(map(str, one.predict(TEXTS))) for one in fitted], result.stderr
+    one, two = (
+        cross_val_score(
+            SteeringEstimator(path, learner="sparse-probe", layers=[1], cv=2), TEXTS, LABELS, cv=2, n_jobs=n
+        )
+        for n in (None, 2)
+    )
+    np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize(

@@ -21,10 +21,13 @@ FLOORS = [
         "fingerprint",
         "loading",
         "lightning_training",
+        "autoencoder_files",
     ],
-    ["language_model", "vectors", "layerwise", "sparse_probe", "sparse_autoencoder"],
+    ["language_model", "vectors", "layerwise", "sparse_probe"],
     ["activations", "steered", "lint", "optimised_direction"],
-    ["estimator", "metrics"],
+    ["sparse_autoencoder"],
+    ["sparse_features", "fitted_directions", "metrics"],
+    ["estimator"],
     ["sweeps"],
     ["calibration"],
     ["plots", "report", "tracking", "mlflow_model", "recipe"],
@@ -32,7 +35,14 @@ FLOORS = [
     ["cli"],
 ]
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
-LAZY = ["mlflow_model", "lightning_training", "sparse_probe", "sparse_autoencoder", "optimised_direction"]
+LAZY = [
+    "mlflow_model",
+    "lightning_training",
+    "sparse_probe",
+    "sparse_autoencoder",
+    "sparse_features",
+    "optimised_direction",
+]
 """Modules about a heavy library, imported when they are used."""
 HEAVY = ["lightning", "mlflow", "matplotlib", "gradio"]
 

@@ -17,7 +17,8 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from steerkit.exceptions import ContrastSetError, InvalidInputError, NotAffineError
 from steerkit.learners import LEARNERS, MassMean, MeanDifference, PrincipalDifference, make_learner, readout
-from steerkit.sparse_autoencoder import SparseAutoencoder, SparseFeatures
+from steerkit.sparse_autoencoder import SparseAutoencoder
+from steerkit.sparse_features import SparseFeatures
 from steerkit.sparse_probe import SparseProbe
 
 TWO_DIMENSIONAL = [name for name in LEARNERS if name != "optimised"]  # that one needs the model; see its own tests

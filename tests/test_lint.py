@@ -114,5 +114,18 @@ def test_the_command_exits_with_1_where_accuracies_would_mean_nothing(tmp_path: 
     path.write_text(path.read_text() + f"{texts[0]},1\n")
     result = CliRunner().invoke(app, ["lint", str(path)])
     assert result.exit_code == 1
-    assert result.output.startswith("error: duplicate: 2 rows have a text that stands in both classes,")
+    assert result.output.startswith("error: duplicate: 2 rows have a text that stands in several classes,")
     assert "(rows 1, 41)" in result.output
+
+
+def test_each_of_three_classes_is_looked_at_against_the_others() -> None:
+    texts = [
+        f"{opening} number {i} {word}" for i, word in enumerate(["one", "two", "three", "four"]) for opening in "abc"
+    ]
+    moods = Bunch(data=texts, target=np.arange(12) % 3, target_names=np.array(["x", "y", "z"]), groups=None)
+    found = lint_contrast(moods)
+    assert [finding.message.split(";")[0] for finding in found if finding.fatal] == [
+        f"the word {word!r} alone tells 100% of the texts apart (it stands in 100% of {name!r}, 0% of the other)"
+        for word, name in zip("abc", "xyz", strict=True)
+    ]
+    assert found[0].rows == (1, 4, 7, 10)

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
-from steerkit.activations import ActivationExtractor
+from steerkit.activations import ActivationExtractor, stream_activations
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import CorruptFileError, InvalidInputError
-from steerkit.sparse_autoencoder import SparseAutoencoder, SparseFeatures
+from steerkit.sparse_autoencoder import SparseAutoencoder
+from steerkit.sparse_features import SparseFeatures
 from tests.models import LABELS, TEXTS, tiny
 
 D, M = 8, 20
@@ -152,3 +154,28 @@ def test_it_steers_a_model_along_features_of_its_own() -> None:
     assert steered.generate(TEXTS[0], max_new_tokens=8) != steered.generate(TEXTS[0], alpha=0.0, max_new_tokens=8)
     with pytest.raises(InvalidInputError, match="the autoencoder is for activations of size 32, 5 came; load the one"):
         SparseFeatures(autoencoder).fit(np.ones((4, 5)), [0, 1, 0, 1])
+    with pytest.raises(InvalidInputError, match="autoencoder='sae' is no SparseAutoencoder; pass one, such as "):
+        SparseFeatures("sae").fit(np.ones((4, 5)), [0, 1, 0, 1])  # type: ignore[arg-type]
+
+
+def test_it_trains_on_every_token_of_a_text_file(tmp_path: Path) -> None:
+    model = tiny("gemma3")
+    (tmp_path / "texts.txt").write_text("\n".join([*TEXTS, "", "a much longer line of words " * 9]) + "\n")
+    texts = [*TEXTS, "a much longer line of words " * 9]
+    streamed = stream_activations(model, texts, 2, window=1000)
+    special = model.tokenizer.all_special_ids
+    whole = [model.encode_text(text) for text in texts]
+    assert len(streamed) == sum(token not in special for ids in whole for token in ids)
+    ids, _ = model.pad(whole[:1])
+    with torch.inference_mode():
+        hidden = model.model.get_decoder()(input_ids=ids, output_hidden_states=True).hidden_states[3][0]
+    alone = hidden[[token not in special for token in whole[0]]]
+    np.testing.assert_allclose(streamed[: len(alone)], alone, atol=1e-5)
+    from_file = SparseAutoencoder(16, k=4, max_epochs=2).fit_texts(model, tmp_path / "texts.txt", layer=2)
+    from_list = SparseAutoencoder(16, k=4, max_epochs=2).fit_texts(model, texts, layer=2)
+    np.testing.assert_array_equal(from_file.decoder_, from_list.decoder_)
+    assert len(stream_activations(model, texts, 2, window=7)) == len(streamed)
+    with pytest.raises(InvalidInputError, match=re.escape("none.txt cannot be read ([Errno 2] No such file or dir")):
+        SparseAutoencoder().fit_texts(model, tmp_path / "none.txt", layer=2)
+    with pytest.raises(InvalidInputError, match="the texts hold no tokens but special ones; pass texts with words"):
+        stream_activations(model, [""], 2)

@@ -65,6 +65,25 @@ def test_k_neurons_are_kept(k: int) -> None:
     X, y = layers()
     for probe in SparseProbe(k=k).fit_layers(X, y):
         assert len(probe.support_) == k
+
+
+def test_the_kept_neurons_have_the_weights_of_scikit_learn_s_ridge() -> None:
+    X, y = layers()
+    probe = SparseProbe(C=0.5, k=8).fit(X[:, 0], y)
+    ridge = LogisticRegression(C=0.5, tol=1e-10, max_iter=10_000).fit(X[:, 0][:, probe.support_], y)
+    np.testing.assert_allclose(probe.coef_[0, probe.support_], ridge.coef_[0], rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(probe.intercept_, ridge.intercept_, rtol=1e-3, atol=1e-4)
+
+
+def test_as_many_neurons_are_kept_where_one_would_do() -> None:
+    generator = np.random.default_rng(0)
+    X, y = generator.normal(size=(80, 30)), np.arange(80) % 2
+    X[:, 3] += 20 * y
+    assert len(SparseProbe(k=6).fit(X, y).support_) == 6
+
+
+def test_the_largest_weights_are_found() -> None:
+    X, y = layers()
     assert {0, 1, 2, 3, 4} <= set(SparseProbe(k=12).fit(X[:, 0], y).support_)
 
 
@@ -92,6 +111,11 @@ def test_senseless_settings_are_refused() -> None:
     with pytest.raises(InvalidInputError, match=re.escape("C=0 is not above 0; pass an inverse penalty such as 1.0.")):
         SparseProbe(C=0).fit(X[:, 0], y)
     with pytest.raises(
-        InvalidInputError, match=re.escape("k=61 is outside 1..60, the number of features; pass fewer.")
+        InvalidInputError,
+        match=re.escape("k=61 is outside 1..60, the number of features; pass a whole number of them."),
     ):
         SparseProbe(k=61).fit(X[:, 0], y)
+    with pytest.raises(InvalidInputError, match=re.escape("k=2.5 is outside 1..60, the number of features; pass a ")):
+        SparseProbe(k=2.5).fit(X[:, 0], y)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match=re.escape("C='1' is not above 0; pass an inverse penalty such as")):
+        SparseProbe(C="1").fit(X[:, 0], y)  # type: ignore[arg-type]
