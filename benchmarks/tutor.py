@@ -25,12 +25,13 @@ from scipy.stats import spearmanr
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tutor's recipe is no part of the installed package
 
-from recipes.tutor.corpus import QUESTIONS, Concept, Template, sentence
+from recipes.tutor.corpus import QUESTIONS, Template, sentence
 from recipes.tutor.judge import Judge
 from recipes.tutor.lessons import IGNORED, Lessons
 from recipes.tutor.loading import load
 from steerkit import LanguageModel, SteeringEstimator, load_expertise, sweep
 from steerkit.hooks import edit
+from steerkit.likelihood import summed_log_likelihoods
 from steerkit.metrics import EffectReader, generate, log_likelihoods
 from steerkit.operations import add
 
@@ -42,7 +43,7 @@ ANSWER = "<end_of_turn>"
 
 @dataclass(frozen=True)
 class Row:
-    """A measure with its bar; `at_least` or `at_most` it, in absolute value where that is said."""
+    """A measure with its bar, which it must reach (`at_least`) or not exceed."""
 
     name: str
     value: float
@@ -133,14 +134,12 @@ class Tutor:
     def _likelihood(
         self, prompts: list[list[int]], answers: list[list[int]], layer: int, step: NDArray[np.float32] | None
     ) -> float:
-        ids, mask = self.model.pad([p + a for p, a in zip(prompts, answers, strict=True)])
         edits = [] if step is None else [(layer, _adding(torch.from_numpy(step)[None]))]
-        with self.model.held() as bare, edit(self.model.blocks, edits):
-            logits = bare(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-        chosen = logits.gather(2, ids[:, 1:, None])[..., 0] - logits.logsumexp(dim=2)
-        begin = torch.tensor([len(p) for p in prompts])[:, None]
-        learned = (torch.arange(1, ids.shape[1]) >= begin) & mask[:, 1:].bool()
-        return float(chosen[learned].mean())
+        with self.model.held(), edit(self.model.blocks, edits):
+            sums = summed_log_likelihoods(
+                self.model, [p + a for p, a in zip(prompts, answers, strict=True)], [len(p) for p in prompts]
+            )
+        return float(sums.sum()) / sum(map(len, answers))
 
     @cached_property
     def spans(self) -> list[float]:
@@ -258,8 +257,7 @@ def agreed(tutor: Tutor) -> Iterator[Row]:
     """Measure whether the metrics that know no corpus rank a sweep's cells as those that know it."""
     test = load_expertise(subset="test")
     reader = EffectReader(tutor.model).fit(test.data, test.target, test.groups)
-    asked: dict[str, Concept] = {f"{concept.noun}": concept for concept in tutor.concepts[::2]}
-    prompts = {f"What is {noun}?": concept for noun, concept in asked.items()}
+    prompts = {f"What is {concept.noun}?": concept for concept in tutor.concepts[::2]}
     cells = sweep(
         tutor.estimator, list(prompts), reader=reader, alphas=[s * a for a in (0.2, 0.4, 0.6, 0.8) for s in (1, -1)],
         distractors=[f"What is {concept.noun}?" for concept in tutor.concepts[1::2]], controls=(),

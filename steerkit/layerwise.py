@@ -13,10 +13,7 @@ from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, check
 from sklearn.utils.validation import has_fit_parameter
 
 from steerkit.exceptions import ContrastSetError, InvalidInputError, NotFittedError
-from steerkit.learners import make_learner, readout
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+from steerkit.learners import Floats, Integers, make_learner, readout
 
 
 def check_labels(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:

@@ -164,7 +164,7 @@ class PrincipalDifference(DirectionClassifier):
 class GivenDirections(BaseEstimator):
     """Directions found elsewhere, ``(n_layers, n_features)``; only where the classes part is learned."""
 
-    prefit = True
+    prefit = True  # they have seen all samples, so no fold would test them
 
     def __init__(self, directions: Floats) -> None:
         self.directions = directions

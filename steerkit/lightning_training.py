@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 def train(
     module: LightningModule, batches: Any, *, max_epochs: int, accelerator: str = "cpu", devices: Any = 1,
-    progress_bar: bool = False, callbacks: Sequence[Callback] = (), seed: int | None = None, **trainer: Any,
+    progress_bar: bool = False, callbacks: Sequence[Callback] = (), seed: int | None = None,
 ) -> Trainer:  # fmt: skip
     """Fit a module to an iterable of batches; return the trainer. Torch's own random state is left as it was."""
     with _quiet(), torch.random.fork_rng():
@@ -20,7 +20,7 @@ def train(
             torch.manual_seed(seed)
         fitted = Trainer(
             max_epochs=max_epochs, accelerator=accelerator, devices=devices, callbacks=list(callbacks), logger=False,
-            enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=progress_bar, **trainer,
+            enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=progress_bar,
         )  # fmt: skip
         fitted.fit(module, batches)
     return fitted

@@ -16,6 +16,7 @@ from steerkit.batching import batches
 from steerkit.exceptions import ContrastSetError, NotFittedError
 from steerkit.language_model import LanguageModel
 from steerkit.layerwise import LayerwiseDirections
+from steerkit.likelihood import summed_log_likelihoods
 from steerkit.prompts import Prompt, check_prompts
 
 Floats = NDArray[np.float64]
@@ -109,15 +110,10 @@ def log_likelihoods(
     starts = [len(heads[keys[i][0]]) for i in unique]
     sums = np.zeros(len(unique))
     vocabulary = model.model.config.get_text_config(decoder=True).vocab_size
-    with model.held() as bare, torch.inference_mode():
+    with model.held(), torch.inference_mode():
         for rows in batches([len(s) for s in sequences], tokens=max(1, LOGITS_PER_BATCH // vocabulary)):
-            ids, mask = model.pad([sequences[row] for row in rows])
-            logits = bare(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-            chosen = logits.gather(2, ids[:, 1:, None])[..., 0] - logits.logsumexp(dim=2)
-            positions = torch.arange(1, ids.shape[1], device=ids.device)
-            begin = torch.tensor([starts[row] for row in rows], device=ids.device)[:, None]
-            of_answer = (positions >= begin) & mask[:, 1:].bool()
-            sums[rows] = torch.where(of_answer, chosen, 0.0).sum(dim=1).double().cpu().numpy()
+            nats = summed_log_likelihoods(model, [sequences[row] for row in rows], [starts[row] for row in rows])
+            sums[rows] = nats.double().cpu().numpy()
     place = {keys[i]: position for position, i in enumerate(unique)}
     order = [place[key] for key in keys]
     counts = np.array([len(s) - start for s, start in zip(sequences, starts, strict=True)])

@@ -16,6 +16,7 @@ from steerkit.hooks import edit
 from steerkit.language_model import LanguageModel
 from steerkit.learners import Floats, Integers
 from steerkit.lightning_training import train
+from steerkit.likelihood import summed_log_likelihoods
 from steerkit.prompts import split_pairs
 
 
@@ -40,8 +41,6 @@ class OptimisedDirection(BaseEstimator):
     Cao et al. (2024), "Personalized Steering of Large Language Models: Versatile Steering Vectors Through
     Bi-directional Preference Optimization".
     """
-
-    prefit = True  # the directions it hands on have seen all samples
 
     def __init__(
         self,
@@ -83,12 +82,9 @@ class OptimisedDirection(BaseEstimator):
                     module = _Training(model, layer, float(norm), self)
                     batches = _Batches(samples, self.batch_size, chance)
                     train(
-                        module,
-                        batches,
-                        max_epochs=self.max_epochs,
-                        progress_bar=self.progress_bar,
+                        module, batches, max_epochs=self.max_epochs, progress_bar=self.progress_bar,
                         seed=self.random_state,
-                    )
+                    )  # fmt: skip
                     found.append(module.vector.detach().double().numpy())
             finally:
                 for parameter, required in frozen:
@@ -134,14 +130,11 @@ class _Training(LightningModule):
     def _likelihoods(self, batch: list[tuple[list[int], int, float]], signs: Tensor | None) -> Tensor:
         """Nats per token of each completion."""
         (model,) = self.language_model
-        ids, mask = model.pad([row for row, _, _ in batch])
+        rows, starts = [row for row, _, _ in batch], [start for _, start, _ in batch]
         edits = [] if signs is None else [(self.layer, partial(self._add, signs=signs))]
         with edit(model.blocks, edits):
-            logits = model.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-        chosen = logits.gather(2, ids[:, 1:, None])[..., 0] - logits.logsumexp(dim=2)
-        begin = torch.tensor([start for _, start, _ in batch], device=ids.device)[:, None]
-        inside = (torch.arange(1, ids.shape[1], device=ids.device) >= begin) & mask[:, 1:].bool()
-        return (torch.where(inside, chosen, 0.0).sum(dim=1) / inside.sum(dim=1)).cpu()
+            sums = summed_log_likelihoods(model, rows, starts).cpu()
+        return sums / torch.tensor([len(row) - start for row, start in zip(rows, starts, strict=True)])
 
     def _add(self, hidden: Tensor, *, signs: Tensor) -> Tensor:
         step = self.norm * signs[:, None, None] * self.vector

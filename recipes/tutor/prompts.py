@@ -16,11 +16,11 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
+from .claims import SIDES
 from .corpus import QUESTIONS, Corpus, Domain, Template
 from .loading import load
 
 TEST_DOMAINS = ("astronomy", "medicine", "music")
-SIDES = ("novice", "expert")
 
 ARTICLE = {
     "novice": (
