@@ -1,8 +1,10 @@
 """Claim: every learner finds a planted direction, reads held-out domains and steers the built-in model.
 
 ``python benchmarks/learners.py`` prints a row per learner: the cosine to a direction planted among 60 samples of 1152
-features, the accuracy on held-out domains at the best layer, the effect span of alpha -0.3 to +0.3 at the layer named
-above the table, and the median time of its fits relative to the default probe's, interleaved.
+features; the accuracy on held-out domains at the best layer; at the layer named above the table the cosine between the
+directions of 5 + 5 prompts and of all (the worst of 8 draws), and the effect span of alpha -0.3 to +0.3; and the median
+time of its fits relative to the default probe's, interleaved. The optimised direction learns from completions, not
+from these prompts, and has no row.
 """
 
 import os
@@ -11,13 +13,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin make ti
 
 import statistics
 import time
+from typing import Any
 
 import numpy as np
+from sklearn.linear_model import LogisticRegression
 
 from steerkit import LanguageModel, LayerwiseDirections, SteeringEstimator, load_expertise, sweep
 from steerkit.metrics import EffectReader
 
-LEARNERS = ["probe", "mean-diff", "mass-mean", "pca", "sparse-probe"]
+LEARNERS: dict[str, Any] = {name: name for name in ("probe", "mean-diff", "mass-mean", "pca", "sparse-probe", "sae")}
+LEARNERS["probe, C=100"] = LogisticRegression(C=100.0, max_iter=5000)
 LAYER = 7
 REPETITIONS = 5
 QUESTIONS = [
@@ -45,20 +50,28 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in LEARNERS}
     SteeringEstimator(model).fit(train.data, train.target, train.groups)  # the activations are remembered from here on
     for _ in range(REPETITIONS):
-        for name in LEARNERS:
+        for name, learner in LEARNERS.items():
             start = time.perf_counter()
-            SteeringEstimator(model, learner=name).fit(train.data, train.target, train.groups)
+            SteeringEstimator(model, learner=learner).fit(train.data, train.target, train.groups)
             times[name].append(time.perf_counter() - start)
-    print(f"effect spans at layer {LAYER}, {len(QUESTIONS)} questions")
-    print(f"{'learner':14}{'planted cosine':>16}{'test accuracy':>16}{'effect span':>14}{'fit time / probe':>18}")
-    for name in LEARNERS:
-        cosine = float(LayerwiseDirections(name, cv=2).fit(X, y).directions_[0] @ direction)
-        estimator = SteeringEstimator(model, learner=name).fit(train.data, train.target, train.groups)
+    sides = [np.flatnonzero(np.asarray(train.target) == side) for side in (0, 1)]
+    draw = np.random.default_rng(0)
+    draws = [[int(i) for side in sides for i in draw.choice(side, 5, replace=False)] for _ in range(8)]
+    print(f"layer {LAYER}, {len(QUESTIONS)} questions")
+    print(f"{'learner':14}{'planted':>10}{'accuracy':>10}{'5+5':>10}{'effect':>10}{'time':>10}")
+    for name, learner in LEARNERS.items():
+        cosine = float(LayerwiseDirections(learner, cv=2).fit(X, y).directions_[0] @ direction)
+        estimator = SteeringEstimator(model, learner=learner).fit(train.data, train.target, train.groups)
         accuracy = estimator.layer_scores(test.data, test.target).max()
-        cells = sweep(estimator, QUESTIONS, reader=reader, layers=[LAYER], alphas=[-0.3, 0.3], controls=())
-        effects = cells.pivot("effect").loc[LAYER]
+        few = SteeringEstimator(model, learner=learner, layers=[LAYER], layer=LAYER)
+        fits = [
+            few.fit([train.data[i] for i in rows], [train.target[i] for i in rows]).directions_[0] for rows in draws
+        ]
+        worst = float(np.min(fits @ estimator.vector(LAYER).direction))
+        cells = sweep(estimator, QUESTIONS, reader=reader, layers=[LAYER], alphas=[-0.3, 0.3], controls=()).cells
+        means = cells.groupby("alpha")["effect"].mean()
         ratio = statistics.median(a / b for a, b in zip(times[name], times["probe"], strict=True))
-        print(f"{name:14}{cosine:16.3f}{accuracy:16.3f}{effects[0.3] - effects[-0.3]:14.3f}{ratio:18.2f}")
+        print(f"{name:14}{cosine:10.3f}{accuracy:10.3f}{worst:10.3f}{means[0.3] - means[-0.3]:10.3f}{ratio:10.2f}")
 
 
 if __name__ == "__main__":
