@@ -1,7 +1,7 @@
 """Texts to activations: the residual stream after each layer, pooled to one vector per text."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, Self
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from steerkit.batching import batches
 from steerkit.exceptions import InvalidInputError, NonFiniteError
+from steerkit.fingerprint import digest_weights
 from steerkit.hooks import capture
 from steerkit.language_model import LanguageModel
 from steerkit.prompts import check_prompts, split_pairs
@@ -94,7 +95,9 @@ def text_activations(
 
 def check_texts(X: object) -> list[Any]:
     """Return texts or ``(prompt, completion)`` pairs as a list, or raise `PromptError`."""
-    texts = list(X) if isinstance(X, Sequence | np.ndarray) and not isinstance(X, str) else X
+    if hasattr(X, "columns"):
+        raise InvalidInputError("X is a DataFrame, texts were expected; pass one of its columns.")
+    texts = list(X) if isinstance(X, Iterable) and not isinstance(X, str | Mapping) else X
     if isinstance(texts, list) and any(isinstance(text, tuple) for text in texts):
         split_pairs(texts)
         return texts
@@ -117,7 +120,7 @@ def stream_activations(model: LanguageModel, texts: Sequence[str], layer: int, *
     times that of the others.
     """
     special, window = set(model.tokenizer.all_special_ids), min(window, model.context_length)
-    whole = [model.encode_text(text) for text in texts]
+    whole = [model.encode_text(text) for text in check_prompts(texts)]
     pieces = [ids[start : start + window] for ids in whole for start in range(0, len(ids), window)]
     kinds = [torch.tensor([token not in special for token in piece]) for piece in pieces]
     if not any(kind.any() for kind in kinds):
@@ -146,16 +149,17 @@ def remembered_activations(
 ) -> Floats:
     """Return what `text_activations` does, computing only what was not asked of this model before.
 
-    So the candidates and folds of a grid search send each text through the model once. Training the model further
-    forgets everything.
+    So the candidates and folds of a grid search send each text through the model once. Other weights, adapters or a
+    chat template forget; hooks of the caller's own are not seen.
     """
     loaded = model.load()
     with model.held() as bare:
-        # Every tensor counts its changes in place, unless it can have none.
-        changes = sum(0 if weights.is_inference() else weights._version for weights in bare.parameters())
-        adapters = [(a.disable_adapters, tuple(a.active_adapters)) for a in bare.modules() if hasattr(a, "lora_A")]
-        state = changes, tuple(adapters)
-        keys = [(state, model.chat, model.blocks_path, pooling, repr(text)) for text in X]
+        state = digest_weights(bare)
+        sequences, starts = _encode(model, X)
+        keys = [
+            (state, model.blocks_path, pooling, tuple(sequence), start)
+            for sequence, start in zip(sequences, starts or [0] * len(sequences), strict=True)
+        ]
         wanted = dict(zip(keys, X, strict=True))
         missing = [key for key in wanted if not all((key, layer) in loaded.activations for layer in layers)]
         fresh: dict[Any, Any] = {}

@@ -3,11 +3,13 @@
 import json
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
 
 from steerkit.exceptions import CorruptFileError, InvalidInputError
 
@@ -32,14 +34,20 @@ def read_autoencoder(name: str | Path, subfolder: str, revision: str | None) -> 
     if missing := [tensor for tensor in ("w_enc", "w_dec", "b_enc", "b_dec") if tensor not in tensors]:
         raise CorruptFileError(f"{folder} lacks the weights {missing[0]!r}; pass a folder with an autoencoder.")
     encoder, decoder = tensors["w_enc"].shape, tensors["w_dec"].shape
-    if encoder != decoder[::-1] or tensors["b_enc"].shape != decoder[:1] or tensors["b_dec"].shape != encoder[:1]:
+    fitting = {"b_enc": decoder[:1], "b_dec": encoder[:1], "threshold": decoder[:1]}
+    if encoder != decoder[::-1] or any(tensors[name].shape != fitting[name] for name in fitting if name in tensors):
         raise CorruptFileError(f"{folder} has weights {encoder} and {decoder} that do not fit; get it again.")
+    if not all(np.isfinite(tensor).all() for tensor in tensors.values()):
+        raise CorruptFileError(f"{folder} has weights that are NaN or Inf; get it again.")
     return tensors, config | {"architecture": _architecture(config, tensors, folder)}
 
 
 def write_autoencoder(folder: str | Path, tensors: Tensors, config: dict[str, Any]) -> None:
     """Write ``cfg.json`` and ``sae_weights.safetensors`` in the layout of SAELens."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidInputError(f"{folder} cannot be written ({error.strerror}); pass another folder.") from error
     n_features, hidden_size = tensors["w_dec"].shape
     config = {"d_in": hidden_size, "d_sae": n_features} | config
     Path(folder, CONFIGS[0]).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -69,11 +77,22 @@ def _read(folder: Path) -> tuple[Tensors, dict[str, Any]]:
             with np.load(found[0], allow_pickle=False) as archive:
                 tensors = dict(archive)
         else:
-            tensors = load_file(found[0])
-        configs = [folder / file for file in CONFIGS if (folder / file).is_file()]
-        config = json.loads(configs[0].read_text(encoding="utf-8")) if configs else {}
-    except (OSError, ValueError, SafetensorError) as error:
+            tensors = {name: tensor.float().numpy() for name, tensor in load_file(found[0]).items()}
+    except (OSError, ValueError, TypeError, EOFError, BadZipFile, SafetensorError) as error:
         raise CorruptFileError(f"{found[0]} cannot be read ({error}); get it again.") from error
+    config: Any = {}
+    configs = [folder / file for file in CONFIGS if (folder / file).is_file()]
+    if configs:
+        try:
+            config = json.loads(configs[0].read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CorruptFileError(f"{configs[0]} cannot be read ({error}); get it again.") from error
+        if not isinstance(config, dict):
+            raise CorruptFileError(
+                f"{configs[0]} holds a {type(config).__name__}, an object was expected; get it again."
+            )
+        if configs[0].name == CONFIGS[0]:  # SAELens' defaults, where an older file leaves them out
+            config = {"apply_b_dec_to_input": True, "activation_fn_kwargs": {}} | config
     return {name.lower(): np.asarray(tensor, dtype=np.float32) for name, tensor in tensors.items()}, config
 
 
@@ -85,7 +104,7 @@ def _architecture(config: dict[str, Any], tensors: Tensors, folder: Path) -> str
         raise InvalidInputError(
             f"{folder} is a {kind!r} autoencoder; pass one of kind 'jumprelu', 'topk' or 'standard'."
         )
-    if config.get("normalize_activations") not in (None, "none"):
+    if config.get("normalize_activations") not in (None, False, "none"):
         raise InvalidInputError(
             f"{folder} normalises activations ({config['normalize_activations']}), which is not supported; fold the "
             "normalisation into its weights first."

@@ -76,11 +76,15 @@ def load_contrast(path: str | Path, *, labels: Sequence[str] | None = None) -> B
             raise ContrastSetError(
                 f"row {number} of {path} has no {' and no '.join(missing)}; every row needs text and label."
             )
+        if not isinstance(row["label"], str | int) and not (
+            isinstance(row["label"], float) and row["label"].is_integer()
+        ):
+            raise ContrastSetError(f"the label of row {number} of {path} is {row['label']!r}; name a class.")
         if not isinstance(row["text"], str) or not row["text"].strip():
             raise ContrastSetError(
                 f"the text of row {number} of {path} is blank or no string; fill it or drop the row."
             )
-    given = [str(row["label"]) for row in rows]
+    given = [str(row["label"]).strip() for row in rows]
     names = sorted(set(given))
     if labels is not None:
         if sorted(map(str, labels)) != names:
@@ -116,7 +120,14 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         if path.suffix.lower() == ".jsonl":
             rows = [json.loads(line) for line in text.split("\n") if line.strip()]
         elif path.suffix.lower() == ".csv":
-            rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+            reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
+            if not {"text", "label"} <= {*reader.fieldnames}:
+                raise ContrastSetError(
+                    f"{path} has the columns {reader.fieldnames}, 'text' and 'label' were expected, with commas "
+                    "between; name them so in its first line."
+                )
+            rows = list(reader)
         else:
             raise ContrastSetError(f"{path} is no .csv or .jsonl file; save the contrast set as one of them.")
     except FileNotFoundError:
@@ -124,7 +135,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise ContrastSetError(f"{path} cannot be read ({error.strerror}); pass a file.") from error
     except (csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ContrastSetError(f"{path} is damaged ({error}); save it again as UTF-8.") from error
+        raise ContrastSetError(f"{path} is damaged ({error}); mend it and save it as UTF-8.") from error
     if not all(isinstance(row, dict) for row in rows):
         raise ContrastSetError(f"{path} has lines that are no JSON objects; write one object per line.")
     return rows

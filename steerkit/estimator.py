@@ -6,11 +6,13 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, TransformerMixin
+from sklearn.metrics import accuracy_score
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_memory
 
 from steerkit.activations import check_texts, remembered_activations, resolve_layers
 from steerkit.exceptions import ContrastSetError, InvalidInputError
+from steerkit.fingerprint import digest_weights
 from steerkit.fitted_directions import FittedDirections, Floats
 from steerkit.language_model import LanguageModel
 from steerkit.layerwise import LayerwiseDirections, check_labels
@@ -19,8 +21,9 @@ from steerkit.steered import SteeredModel
 
 
 def _activations(
-    model: LanguageModel, texts: list[Any], layers: list[int], pooling: str | int, batch_size: int | str
+    model: LanguageModel, weights: str, texts: list[Any], layers: list[int], pooling: str | int, batch_size: int | str
 ) -> NDArray[np.float32]:
+    """What joblib keeps on disk under its arguments; hence the digest of the weights, which is not used."""
     return remembered_activations(model, texts, layers=layers, pooling=pooling, batch_size=batch_size)
 
 
@@ -55,6 +58,8 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
     directions_ : ndarray of shape (n_layers, hidden size), float32
         Unit vectors from ``classes_[0]`` to ``classes_[1]``; row i belongs to ``layers_[i]``, as below. With more
         than two classes ``(n_classes, n_layers, hidden size)``, from all others to each class.
+    shuffled_directions_ : ndarray of the same shape
+        From shuffled labels: a control for `sweep`.
     norms_, offsets_, accuracies_, accuracy_errors_, aucs_, stability_ : ndarray of shape (n_layers,)
         As in `LayerwiseDirections`.
     learners_ : list of fitted learners
@@ -135,7 +140,7 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
         )
         self.layerwise_, self.layers_ = layerwise, layers
         self.classes_ = layerwise.classes_
-        self.directions_ = layerwise.directions_
+        self.directions_, self.shuffled_directions_ = layerwise.directions_, layerwise.shuffled_directions_
         self.offsets_, self.norms_ = layerwise.offsets_, layerwise.norms_
         self.accuracies_, self.accuracy_errors_ = layerwise.accuracies_, layerwise.accuracy_errors_
         self.aucs_, self.stability_ = layerwise.aucs_, layerwise.stability_
@@ -148,7 +153,9 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
     def set_params(self, **params: Any) -> Self:
         """Set parameters; ``learner__C`` and the like work with a learner's short name too."""
         if any(name.startswith("learner__") for name in params):
-            self.learner = make_learner(params.pop("learner", self.learner))
+            learner = make_learner(params.pop("learner", self.learner))
+            nested = {name: params.pop(name) for name in [*params] if name.startswith("learner__")}
+            params["learner"] = learner.set_params(**{name.removeprefix("learner__"): v for name, v in nested.items()})
         return super().set_params(**params)
 
     def transform(self, X: Sequence[Any]) -> Floats:
@@ -172,8 +179,8 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
 
     def layer_scores(self, X: Sequence[Any], y: ArrayLike) -> Floats:
         """Return the accuracy at each layer on other texts, ``(n_layers,)``."""
-        readings, labels = self._readings(X), np.asarray(y)
-        return np.array([(self._classes_of(readings[..., i]) == labels).mean() for i in range(self.n_layers_)])
+        readings = self._readings(X)
+        return np.array([accuracy_score(y, self._classes_of(readings[..., i])) for i in range(self.n_layers_)])
 
     def export(
         self,
@@ -221,7 +228,9 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
 
     def _activations(self, texts: list[Any], layers: list[int]) -> NDArray[np.float32]:
         extract = check_memory(self.memory).cache(_activations)
-        return np.asarray(extract(LanguageModel.of(self.model), texts, layers, self.pooling, self.batch_size))
+        model = LanguageModel.of(self.model)
+        weights = digest_weights(model.model) if self.memory else ""
+        return np.asarray(extract(model, weights, texts, layers, self.pooling, self.batch_size))
 
     def _most_readable(self, depth: int) -> int:
         scores = self.accuracies_

@@ -17,6 +17,7 @@
     ├── FingerprintError         (ValueError)         a direction that was made for another model
     ├── CorruptFileError         (ValueError)         a truncated, oversized or changed file
     ├── OutputExistsError        (FileExistsError)    a folder that would be overwritten
+    ├── StoreError           (OSError)            finished cells cannot be kept: no room, no right to write
     ├── NothingSteersError       (ValueError)         a sweep in which nothing beats its random control
     └── MissingExtraError        (ImportError)        an optional library that is not installed
 
@@ -84,6 +85,10 @@ class CorruptFileError(SteerkitError, ValueError):
 
 class OutputExistsError(SteerkitError, FileExistsError):
     """The output exists and would be overwritten."""
+
+
+class StoreError(SteerkitError, OSError):
+    """Finished cells cannot be kept on disk."""
 
 
 class NothingSteersError(SteerkitError, ValueError):

@@ -1,5 +1,6 @@
 """The one flow of every recipe: fit, read, sweep, calibrate, save, show, track."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,9 @@ def run(
 ) -> Run:  # fmt: skip
     """Run a recipe and write ``steered/``, ``sweep/``, ``plots/`` and ``recipe.yaml`` to the folder ``output``.
 
+    Until then the finished cells are kept beside it, in ``.<output>.cells``, from where a run that was broken off goes
+    on.
+
     Raises
     ------
     OutputExistsError
@@ -64,6 +68,7 @@ def run(
         check_installed()
     check_drawable()
     train, test = (_load_data(source, recipe.data.labels) for source in (recipe.data.train, recipe.data.test))
+    cells = Path(output).with_name(f".{Path(output).name}.cells")
     with new_folder(output, overwrite=overwrite, holds=RECIPE) as folder:
         options = recipe.model.model_dump()
         model = LanguageModel(options.pop("name"), **options)
@@ -77,7 +82,7 @@ def run(
         reader = EffectReader(model, max_new_tokens=recipe.sweep.max_new_tokens)
         reader.fit(test.data, test.target, test.groups)
         say("Steering")
-        swept = sweep(estimator, reader=reader, progress=True, **recipe.sweep.model_dump())
+        swept = sweep(estimator, reader=reader, progress=True, resume=cells, **recipe.sweep.model_dump())
         calibration, refusal = None, None
         try:
             calibration = calibrate(swept, **recipe.calibration.model_dump())
@@ -102,6 +107,7 @@ def run(
             )  # fmt: skip
         except Exception as error:  # a store that is full or gone must not cost the run, which is on disk by now
             say(f"Not logged to MLflow ({type(error).__name__}: {error}); the results are in {output}.")
+    shutil.rmtree(cells)
     words = bag_of_words_accuracy(train, test)
     return Run(recipe, estimator, test_scores, words, reader, swept, calibration, refusal, shown, Path(output), run_id)
 

@@ -5,6 +5,8 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import torch
+
 from steerkit.exceptions import FingerprintError
 
 
@@ -41,3 +43,21 @@ class Fingerprint:
     def to_dict(self) -> dict[str, Any]:
         """Return the traits as plain JSON values."""
         return asdict(self)
+
+
+def digest_weights(model: Any) -> str:
+    """Return a digest of a model's weights: a sample of every tensor, so that training, adapters or a cast change it.
+
+    Tensors that are not in memory (offloaded ones) count by name and shape only.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        if not tensor.is_meta:
+            flat = tensor.detach().flatten()
+            sample = flat[:: max(1, len(flat) // 256)].contiguous().cpu()
+            digest.update(sample.view(torch.uint8).numpy().tobytes())
+    active = [tuple(part.active_adapters) for part in model.modules() if hasattr(part, "lora_A")]
+    disabled = [part.disable_adapters for part in model.modules() if hasattr(part, "lora_A")]
+    digest.update(repr((active, disabled)).encode())
+    return digest.hexdigest()

@@ -1,5 +1,6 @@
 """What can be asked of fitted directions: one to steer with, their cosines, where they fire, the words they promote."""
 
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,16 @@ class FittedDirections:
         """
         self._check_fitted()
         theirs = self if other is None else other
+        if not isinstance(theirs, FittedDirections):
+            raise InvalidInputError(
+                f"other is a {type(other).__name__}, a fitted SteeringEstimator was expected; pass one."
+            )
         theirs._check_fitted()
+        if theirs.directions_.shape[-1] != self.directions_.shape[-1]:
+            raise ContrastSetError(
+                f"the estimators have hidden sizes {self.directions_.shape[-1]} and {theirs.directions_.shape[-1]}; "
+                "fit them on one model."
+            )
         if list(theirs.classes_) != list(self.classes_):
             raise ContrastSetError(
                 f"the estimators have the classes {self.classes_.tolist()} and {theirs.classes_.tolist()}; fit them to "
@@ -114,6 +124,8 @@ class FittedDirections:
         The direction is read through the final norm's weights and the unembedding, as if nothing came in between
         (the logit lens), so it says little at early layers. Pass a negative ``n`` for the tokens it suppresses most.
         """
+        if isinstance(n, bool) or not isinstance(n, Integral):
+            raise InvalidInputError(f"n={n!r} is no whole number; pass how many tokens to name.")
         vector, model = self.vector(layer, target=target), LanguageModel.of(self.model)
         logits = model.unembed(vector.direction)
         order = np.argsort(logits if n < 0 else -logits)[: abs(n)]
@@ -129,7 +141,7 @@ class FittedDirections:
         }  # fmt: skip
         table = pd.DataFrame(columns, index=pd.Index(self.layers_, name="layer")).round(3)
         between = " / ".join(map(str, self.classes_))
-        return f"{between}, {self.learner!r}, read at layer {self.layer_}\n{table.to_string()}"
+        return f"{between}, {' '.join(repr(self.learner).split())}, read at layer {self.layer_}\n{table.to_string()}"
 
     def _place(self, layer: int | None) -> int:
         self._check_fitted()

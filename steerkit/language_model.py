@@ -277,7 +277,7 @@ class LanguageModel:
 
     def encode_text(self, text: str) -> list[int]:
         """Return the token ids of plain text, outside any chat template, with the special tokens around it."""
-        return list(self.tokenizer(text)["input_ids"])
+        return list(self.tokenizer(text, verbose=False)["input_ids"])  # too long is told by those who mind
 
     def pad(self, sequences: Sequence[list[int]], *, side: str = "right") -> tuple[Tensor, Tensor]:
         """Return ``input_ids`` and ``attention_mask``, both ``(batch, longest)``, on the model's device."""

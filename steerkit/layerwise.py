@@ -12,8 +12,9 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, check_cv
 from sklearn.utils.validation import has_fit_parameter
 
+from steerkit.checks import check_count
 from steerkit.exceptions import ContrastSetError, InvalidInputError, NotFittedError
-from steerkit.learners import Floats, Integers, make_learner, readout
+from steerkit.learners import Floats, Integers, make_learner, readout, trait
 
 
 def check_labels(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -21,7 +22,7 @@ def check_labels(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
     labels = np.asarray(y)
     if labels.ndim != 1:
         raise ContrastSetError(f"y has shape {labels.shape}, (n_samples,) was expected; pass one label per text.")
-    if any(label is None or label != label for label in labels.tolist()):
+    if pd.isna(labels).any():
         raise ContrastSetError("y holds NaN or None, classes were expected; drop or label those samples.")
     try:
         classes, codes = np.unique(labels, return_inverse=True)
@@ -69,6 +70,8 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
         The projection at which the learner's decision changes.
     stability_ : ndarray of shape (n_layers,)
         Mean cosine between the direction and those of bootstrap samples (or of the folds); NaN without either.
+    shuffled_directions_ : ndarray of the shape of directions_, float32
+        What the learner finds when the labels are shuffled: a control. Zero for directions that were given.
     norms_ : ndarray of shape (n_layers,)
         Mean L2 norm of the activations: the unit of alpha.
     accuracies_, aucs_ : ndarray of shape (n_layers,)
@@ -102,13 +105,22 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
         pairs : array-like of shape (n_samples,), optional
             Equal values join two samples of different classes, for learners that use pairs.
         """
+        learner = make_learner(self.learner)
+        if hasattr(learner, "optimise"):
+            raise InvalidInputError(f"{self.learner!r} needs the model, not activations; pass it to SteeringEstimator.")
+        check_count("n_bootstrap", self.n_bootstrap, least=0)
         X = self._check(X)
         classes, codes = check_labels(y)
-        for name, values in (("groups", groups), ("pairs", pairs)):
-            if len(codes) != len(X) or (values is not None and len(np.asarray(values)) != len(X)):
+        for name, values in (("y", codes), ("groups", groups), ("pairs", pairs)):
+            if values is None:
+                continue
+            if len(np.asarray(values)) != len(X):
                 raise ContrastSetError(
-                    f"X has {len(X)} samples, y and {name} must have as many; check how they were built."
+                    f"X has {len(X)} samples, {name} has {len(np.asarray(values))}, as many were expected; check how "
+                    "they were built."
                 )
+            if pd.isna(np.asarray(values)).any():
+                raise ContrastSetError(f"{name} holds NaN or None; name one for each sample, or leave it out.")
         self.classes_ = classes
         self.norms_ = np.linalg.norm(X, axis=2).mean(axis=0)
         if not self.norms_.all():
@@ -116,38 +128,42 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
                 f"all activations at layer {int(self.norms_.argmin())} are zero, so they have no direction; "
                 "check the model's weights."
             )
-        learner = make_learner(self.learner)
-        scaling = getattr(learner, "scaling", "norm")
         units = {"norm": self.norms_, "feature": self.norms_ / np.sqrt(X.shape[2]), "none": np.ones(X.shape[1])}
-        self.scales_ = units[scaling]
+        self.scales_ = units[trait(learner, "scaling", "norm")]
         scaled = X / self.scales_[:, None]
-        fit = partial(_fit, learner, scaled, codes, None if pairs is None else np.asarray(pairs))
-        learners, directions, cuts = fit(np.arange(len(X)))
+        fit = partial(_fit, learner, scaled, codes)
+        joined = None if pairs is None else np.asarray(pairs)
+        learners, directions, cuts = fit(np.arange(len(X)), joined)
         if not directions.any():
             raise ContrastSetError(
-                "the learner finds no difference between the classes; pass texts that differ, or weaken its penalty."
+                "the learner finds no difference between the classes; pass texts that differ, pool where they do, or "
+                "weaken its penalty."
             )
         accuracies, aucs, others = [], [], []
-        splits = (
-            [] if getattr(learner, "prefit", False) else self._splits(X, codes, pairs if groups is None else groups)
-        )
+        given = trait(learner, "prefit", False)
+        shuffled = 0 * directions
+        if not given and np.bincount(codes).min() > 1:
+            shuffled = _fit(learner, scaled, _shuffled(codes), np.arange(len(X)), None)[1]
+        splits = [] if given else self._splits(X, codes, pairs if groups is None else groups)
         for train, test in splits:
-            _, axes, parts = fit(train)
+            _, axes, parts = fit(train, None if joined is None else joined[train])
             others.append(axes)
             readings = np.einsum("nlh,clh->ncl", scaled[test], axes) - parts
             accuracies.append(_accuracies(readings, codes[test]))
             aucs.append(_aucs(readings, codes[test]))
         if self.n_bootstrap and splits:
-            others = [fit(rows)[1] for rows in _resamples(codes, self.n_bootstrap)]
+            others = [fit(*drawn)[1] for drawn in _resamples(codes, joined, self.n_bootstrap)]
         binary = len(classes) == 2
         self.learners_ = learners[0] if binary else learners
         self.directions_ = _of_class(directions.astype(np.float32), binary)
+        self.shuffled_directions_ = _of_class(shuffled.astype(np.float32), binary)
         self.offsets_ = _of_class(cuts * self.scales_, binary)
         cosines = [(axes * directions).sum(axis=2) for axes in others] or [np.full(cuts.shape, np.nan)]
         self.stability_ = _of_class(np.mean(cosines, axis=0), binary)
         unknown = [np.full(X.shape[1], np.nan)]
         self.accuracies_, self.aucs_ = np.mean(accuracies or unknown, axis=0), np.mean(aucs or unknown, axis=0)
-        self.accuracy_errors_ = np.std(accuracies or unknown, axis=0) / np.sqrt(max(1, len(accuracies)))
+        enough = accuracies if len(accuracies) > 1 else unknown * 2
+        self.accuracy_errors_ = np.std(enough, axis=0, ddof=1) / np.sqrt(len(enough))
         return self
 
     def transform(self, X: NDArray[Any]) -> Floats:
@@ -182,7 +198,13 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
         """Cut the folds once for all layers; fewer than asked for where a class or the groups are too few."""
         asked = 5 if self.cv is None else self.cv
         if not isinstance(asked, Integral):
-            return list(check_cv(self.cv, codes, classifier=True).split(X, codes, groups))
+            cut = list(check_cv(self.cv, codes, classifier=True).split(X, codes, groups))
+            for number, (train, _) in enumerate(cut):
+                if len(np.unique(codes[train])) <= codes.max():
+                    raise ContrastSetError(
+                        f"fold {number} of cv={self.cv!r} trains without one of the classes; pass a stratified one."
+                    )
+            return cut
         if isinstance(asked, bool) or asked < 2:
             raise InvalidInputError(f"cv={asked!r} is no number of folds; pass an int of at least 2, or a splitter.")
         folds = min(int(asked), np.bincount(codes).min())
@@ -194,18 +216,16 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
             splitter = StratifiedGroupKFold(max(folds, 2), shuffle=True, random_state=0)
         if folds < 2:
             return []
-        return list(splitter.split(X, codes, groups))
+        cut = splitter.split(X, codes, groups)
+        return [(train, test) for train, test in cut if len(np.unique(codes[train])) > codes.max()]
 
 
 def _fit(
-    learner: Any, X: Floats, codes: Integers, pairs: NDArray[Any] | None, rows: Integers
+    learner: Any, X: Floats, codes: Integers, rows: Integers, pairs: NDArray[Any] | None
 ) -> tuple[list[list[Any]], Floats, Floats]:
-    """Fit to some rows; return learners, unit directions ``(n_targets, n_layers, hidden)`` and where they are cut."""
+    """Fit to rows, joined by pairs; return learners, unit directions ``(n_targets, n_layers, hidden)`` and cuts."""
     targets = [1] if codes.max() == 1 else range(codes.max() + 1)
-    fitted = [
-        _fit_layers(learner, X[rows], codes[rows] == target, None if pairs is None else pairs[rows])
-        for target in targets
-    ]
+    fitted = [_fit_layers(learner, X[rows], codes[rows] == target, pairs) for target in targets]
     read = np.array([[_unit(*readout(one, X.shape[2])) for one in layers] for layers in fitted], dtype=object)
     return fitted, np.array(read[..., 0].tolist(), dtype=np.float64), read[..., 1].astype(np.float64)
 
@@ -243,12 +263,28 @@ def _aucs(readings: Floats, codes: Integers) -> Floats:
     return np.asarray(np.mean(curves, axis=0))
 
 
-def _resamples(codes: Integers, number: int) -> Iterator[Integers]:
-    """Draw rows with replacement, as many of each class as there are."""
+def _resamples(
+    codes: Integers, pairs: NDArray[Any] | None, number: int
+) -> Iterator[tuple[Integers, NDArray[Any] | None]]:
+    """Draw rows with replacement, whole pairs (numbered anew) or as many of each class as there are."""
     generator = np.random.default_rng(0)
     for _ in range(number):
+        if pairs is not None:
+            names = np.unique(pairs)
+            parts = [np.flatnonzero(pairs == name) for name in generator.choice(names, len(names))]
+            yield np.concatenate(parts), np.repeat(np.arange(len(parts)), [len(part) for part in parts])
+            continue
         drawn = [generator.choice(np.flatnonzero(codes == code), (codes == code).sum()) for code in np.unique(codes)]
-        yield np.concatenate(drawn)
+        yield np.concatenate(drawn), None
+
+
+def _shuffled(codes: Integers) -> Integers:
+    """Deal all labels out to the samples of each class in turn, so that they say nothing of it."""
+    generator, dealt = np.random.default_rng(0), np.empty_like(codes)
+    for code in np.unique(codes):
+        mine = generator.permutation(np.flatnonzero(codes == code))
+        dealt[mine] = np.arange(len(mine)) % (codes.max() + 1)
+    return dealt
 
 
 def _of_class(values: NDArray[Any], binary: bool) -> NDArray[Any]:

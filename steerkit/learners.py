@@ -138,21 +138,21 @@ class PrincipalDifference(DirectionClassifier):
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike, pairs: ArrayLike | None = None) -> Self:
-        """Fit to X ``(n_samples, n_features)`` and y; equal values in ``pairs`` join one sample of either class."""
+        """Fit to X ``(n_samples, n_features)`` and y; equal values in ``pairs`` join samples of both classes.
+
+        Where a value joins several of one class, their mean counts.
+        """
         data, sides = self._validate(X, y)
         if pairs is None:
             return self._set(self._weights(data, sides), data, sides)
         names = np.asarray(pairs)
         if len(names) != len(data):
             raise ContrastSetError(f"pairs has {len(names)} entries for {len(data)} samples; pass one per sample.")
-        both = [
-            (np.flatnonzero((names == n) & (sides == 0)), np.flatnonzero((names == n) & (sides == 1)))
-            for n in np.unique(names)
-        ]
-        both = [(negative, positive) for negative, positive in both if len(negative) == len(positive) == 1]
+        both = [(data[(names == n) & (sides == 0)], data[(names == n) & (sides == 1)]) for n in np.unique(names)]
+        both = [(negative, positive) for negative, positive in both if len(negative) and len(positive)]
         if not both:
             raise ContrastSetError("pairs joins no sample of one class to one of the other; give both the same number.")
-        differences = np.concatenate([data[positive] - data[negative] for negative, positive in both])
+        differences = np.stack([positive.mean(axis=0) - negative.mean(axis=0) for negative, positive in both])
         return self._set(_first_axis(differences, differences.mean(axis=0)), data, sides)
 
     def _weights(self, X: Floats, sides: Integers) -> Floats:
@@ -209,7 +209,9 @@ def _first_axis(X: Floats, towards: Floats) -> Floats:
 
 
 LEARNERS: dict[str, Callable[[], BaseEstimator]] = {
-    "probe": partial(LogisticRegression, max_iter=1000),
+    # Balanced, since so strong a penalty leaves the intercept to outweigh the direction where one class is larger; the
+    # tolerance is one of absolute gradients, which are small where the classes differ by a small share of the norm.
+    "probe": partial(LogisticRegression, class_weight="balanced", tol=1e-8, max_iter=1000),
     "mean-diff": MeanDifference,
     "contrast": MeanDifference,
     "mass-mean": MassMean,
@@ -240,6 +242,14 @@ def make_learner(learner: str | BaseEstimator) -> BaseEstimator:
             "or an instance of a linear classifier."
         )
     return clone(learner)
+
+
+def trait(learner: Any, name: str, default: Any) -> Any:
+    """Return an attribute of a learner, or of the one inside a pipeline or search."""
+    while learner is not None and not hasattr(learner, name):
+        steps = getattr(learner, "steps", None)
+        learner = steps[-1][1] if steps else getattr(learner, "estimator", None)
+    return default if learner is None else getattr(learner, name)
 
 
 def readout(fitted: BaseEstimator, n_features: int) -> tuple[Floats, float]:

@@ -13,7 +13,9 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.metrics import roc_auc_score
 from sklearn.utils import Bunch
 
+from steerkit.exceptions import ContrastSetError, InvalidInputError
 from steerkit.language_model import LanguageModel
+from steerkit.prompts import check_prompts
 
 NOTABLE, FATAL = 0.8, 0.95
 """Chance that a text of one class has more of something (words, commas, "PhD") than one of the other."""
@@ -54,29 +56,50 @@ def lint_contrast(
     model : str or LanguageModel, optional
         Whose context the prompts must fit into.
     """
+    train = _checked(train)
     found = [*_duplicates(train), *_imbalance(train), *_groups(train)]
     for two in _contrasts(train):
         found += [*_shape(two), *_words(two)]
     if test is not None:
-        found += _shared(train, test)
+        found += _shared(train, _checked(test))
     if model is not None:
         found += _too_long(train, LanguageModel.of(model))
     return sorted(found, key=lambda finding: not finding.fatal)
 
 
-def _normal(text: str) -> str:
+def _spaced(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _worded(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.lower()))
 
 
-def _places(texts: Sequence[str]) -> dict[str, list[int]]:
+def _places(texts: Sequence[str], key: Callable[[str], str]) -> dict[str, list[int]]:
+    """Where texts of equal keys stand; those without a key are left out."""
     places: dict[str, list[int]] = defaultdict(list)
     for index, text in enumerate(texts):
-        places[_normal(text)].append(index)
-    return places
+        places[key(text)].append(index)
+    return {name: indices for name, indices in places.items() if name}
 
 
 def _rows(indices: Any) -> tuple[int, ...]:
     return tuple(int(index) + 1 for index in indices)
+
+
+def _checked(data: Any) -> Bunch:
+    """Accept any data set in scikit-learn's manner, with groups or without."""
+    if not hasattr(data, "data") or not hasattr(data, "target"):
+        raise InvalidInputError(
+            f"a {type(data).__name__} came, a Bunch with data and target was expected; read a file with load_contrast."
+        )
+    classes, codes = np.unique(np.asarray(data.target), return_inverse=True)
+    names = data.get("target_names")
+    groups = data.get("groups")
+    return Bunch(
+        data=check_prompts(data.data), target=codes, target_names=classes if names is None else np.asarray(names),
+        groups=None if groups is None else np.asarray(groups),
+    )  # fmt: skip
 
 
 def _contrasts(data: Bunch) -> Iterator[Bunch]:
@@ -90,11 +113,16 @@ def _contrasts(data: Bunch) -> Iterator[Bunch]:
 
 
 def _duplicates(data: Bunch) -> Iterator[Finding]:
-    repeated = [places for places in _places(data.data).values() if len(places) > 1]
-    across = [index for places in repeated if len(set(data.target[places])) > 1 for index in places]
-    within = [index for places in repeated if len(set(data.target[places])) == 1 for index in places]
+    def repeated(key: Callable[[str], str], *, across: bool) -> list[int]:
+        several = [places for places in _places(data.data, key).values() if len(places) > 1]
+        return sorted(i for places in several if (len(set(data.target[places])) > 1) == across for i in places)
+
+    across, within = repeated(_spaced, across=True), repeated(_spaced, across=False)
+    alike = [index for index in repeated(_worded, across=True) if index not in across]
     for rows, fatal, what in (
         (across, True, "have a text that stands in several classes, so no direction can tell them apart; drop them."),
+        (alike, False, "have the words of a text of another class, so marks and case alone tell them apart; drop them "
+         "unless that is the contrast."),
         (within, False, "repeat a text of their class, which counts more than once and may stand on both sides of a "
          "fold; drop the copies."),
     ):  # fmt: skip
@@ -103,8 +131,11 @@ def _duplicates(data: Bunch) -> Iterator[Finding]:
 
 
 def _shared(train: Bunch, test: Bunch) -> Iterator[Finding]:
-    known = _places(train.data)
-    rows = [index for index, text in enumerate(test.data) if _normal(text) in known]
+    expected, got = ([str(name) for name in data.target_names] for data in (train, test))
+    if sorted(got) != sorted(expected):
+        raise ContrastSetError(f"the test set has the labels {got}, {expected} were expected; check the column.")
+    known = _places(train.data, _spaced)
+    rows = [index for index, text in enumerate(test.data) if _spaced(text) in known]
     if rows:
         yield Finding(
             "train-test overlap", True,

@@ -3,6 +3,7 @@
 All of them read finished text with the **unsteered** model: reading under the hook would be circular.
 """
 
+import hashlib
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Self
@@ -78,6 +79,11 @@ class EffectReader:
             activations = self._activations([texts[index] for index in filled], [self.layer_])[:, 0]
             readings[filled] = (activations @ self._direction - self._offset) / self._norm
         return readings
+
+    def digest(self) -> str:
+        """Return a digest of what `read` depends on besides the model."""
+        content = repr((self.layer_, self._offset, self._norm)).encode() + self._direction.tobytes()
+        return hashlib.sha256(content).hexdigest()
 
     def _activations(self, texts: Sequence[str], layers: list[int]) -> NDArray[np.float32]:
         sequences = [self.model.encode_text(text)[: self.model.context_length] for text in texts]

@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from steerkit.checks import check_count
 from steerkit.exceptions import PromptError
 from steerkit.hooks import edit
 from steerkit.language_model import LanguageModel
@@ -69,6 +70,8 @@ class OptimisedDirection(BaseEstimator):
             raise PromptError(
                 "an optimised direction needs what is to become likelier; pass (prompt, completion) pairs as texts."
             )
+        for name in ("max_epochs", "batch_size"):
+            check_count(name, getattr(self, name))
         prompts, completions = split_pairs(texts)
         heads, rows = model.encode(prompts), model.encode(prompts, completions)
         samples = [(row, len(head), float(2 * side - 1)) for row, head, side in zip(rows, heads, sides, strict=True)]

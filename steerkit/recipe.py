@@ -68,8 +68,11 @@ class SweepSection(_Section):
     distractors: list[Text] = []
     layers: list[int] | Literal["auto"] = "auto"
     alphas: list[FiniteFloat] = Field(default=list(ALPHAS), min_length=1)
+    controls: list[Literal["random", "shuffled"]] = ["random"]
+    prompting: dict[str, Text] = {}
     max_new_tokens: int = Field(default=64, ge=1)
     random_state: int = 0
+    n_jobs: int | None = None
 
 
 class CalibrationSection(_Section):

@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from steerkit.activations import stream_activations
 from steerkit.autoencoder_files import read_autoencoder, write_autoencoder
-from steerkit.exceptions import InvalidInputError
+from steerkit.checks import check_count
+from steerkit.exceptions import CorruptFileError, InvalidInputError
 from steerkit.language_model import LanguageModel
 from steerkit.lightning_training import train
 
@@ -82,7 +83,9 @@ class SparseAutoencoder(TransformerMixin, BaseEstimator):
     def fit(self, X: ArrayLike, y: object = None) -> Self:
         """Train on activations ``(n_samples, hidden size)``, best those of many single tokens."""
         data = validate_data(self, X, dtype=np.float32)
-        if not 1 <= self.k <= self.n_features:
+        for name in ("n_features", "k", "max_epochs", "batch_size"):
+            check_count(name, getattr(self, name))
+        if self.k > self.n_features:
             raise InvalidInputError(f"k={self.k!r} is outside 1..n_features={self.n_features!r}; pass fewer.")
         centre = data.mean(axis=0)
         scale = float(np.sqrt(((data - centre) ** 2).sum(axis=1).mean())) or 1.0
@@ -176,8 +179,10 @@ class SparseAutoencoder(TransformerMixin, BaseEstimator):
             The autoencoder is of a kind that is not supported.
         """
         tensors, config = read_autoencoder(name, subfolder, revision)
-        k = config.get("k") or config.get("activation_fn_kwargs", {}).get("k")
-        loaded = cls(len(tensors["w_dec"]), k=int(k or len(tensors["w_dec"])))
+        k = config.get("k") or (config.get("activation_fn_kwargs") or {}).get("k")
+        if config["architecture"] == "topk" and not isinstance(k, int):
+            raise CorruptFileError(f"{name} is a topk autoencoder with k={k!r} in its settings; get it again.")
+        loaded = cls(len(tensors["w_dec"]), k=k or len(tensors["w_dec"]))
         loaded.encoder_, loaded.decoder_ = tensors["w_enc"], tensors["w_dec"]
         loaded.encoder_bias_, loaded.decoder_bias_ = tensors["b_enc"], tensors["b_dec"]
         loaded.thresholds_ = tensors["threshold"] if config["architecture"] == "jumprelu" else None

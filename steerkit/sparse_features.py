@@ -1,5 +1,6 @@
 """`SparseFeatures`: the learner whose direction combines features of a sparse autoencoder."""
 
+import copy
 from typing import Any, Self
 
 import numpy as np
@@ -7,6 +8,7 @@ from numpy.typing import ArrayLike
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from steerkit.checks import check_count
 from steerkit.exceptions import InvalidInputError
 from steerkit.learners import DirectionClassifier, Floats, Integers
 from steerkit.sparse_autoencoder import SparseAutoencoder
@@ -47,9 +49,9 @@ class SparseFeatures(DirectionClassifier):
         self.n_features = n_features
 
     def __sklearn_clone__(self) -> Self:
-        """Keep an autoencoder that is fitted or loaded: a fresh one would have other features."""
-        fitted = hasattr(self.autoencoder, "decoder_")
-        autoencoder = self.autoencoder if fitted or self.autoencoder is None else clone(self.autoencoder)
+        """Keep the features of an autoencoder that is fitted or loaded; a fresh one would have others."""
+        given = self.autoencoder
+        autoencoder = copy.copy(given) if hasattr(given, "decoder_") else clone(given, safe=False)
         return type(self)(autoencoder, n_features=self.n_features)
 
     def _weights(self, X: Floats, sides: Integers) -> Floats:
@@ -58,6 +60,7 @@ class SparseFeatures(DirectionClassifier):
                 f"autoencoder={self.autoencoder!r} is no SparseAutoencoder; pass one, such as "
                 "SparseAutoencoder.from_pretrained(...)."
             )
+        check_count("n_features", self.n_features)
         given = SparseAutoencoder(64, k=8) if self.autoencoder is None else self.autoencoder
         fitted = hasattr(given, "decoder_")
         self.autoencoder_ = given if fitted else clone(given).fit(X)
@@ -69,6 +72,7 @@ class SparseFeatures(DirectionClassifier):
         features = self.autoencoder_.transform(X)
         differences = features[sides == 1].mean(axis=0) - features[sides == 0].mean(axis=0)
         spread = np.sqrt((features[sides == 1].var(axis=0) + features[sides == 0].var(axis=0)) / 2)
+        # A feature that hardly ever fires has hardly a spread: it must not win by that alone.
         separation = np.abs(differences) / (spread + 1e-3 * (spread.max() + np.abs(differences).max()) + 1e-30)
         self.features_ = np.argsort(-separation, kind="stable")[: self.n_features]
         self.features_ = self.features_[separation[self.features_] > 0]

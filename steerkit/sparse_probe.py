@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from torch.utils.data import DataLoader
 
+from steerkit.checks import check_count
 from steerkit.exceptions import InvalidInputError
 from steerkit.learners import BinaryClassifier, Floats, Integers
 from steerkit.lightning_training import train
@@ -100,10 +101,13 @@ class SparseProbe(BinaryClassifier):
         """Train on X ``(n_problems, n_samples, n_features)``."""
         if not isinstance(self.C, Real) or not self.C > 0:
             raise InvalidInputError(f"C={self.C!r} is not above 0; pass an inverse penalty such as 1.0.")
-        if self.k is not None and (not isinstance(self.k, Integral) or not 1 <= self.k <= X.shape[2]):
+        if self.k is not None and (
+            not isinstance(self.k, Integral) or isinstance(self.k, bool) or not 1 <= self.k <= X.shape[2]
+        ):
             raise InvalidInputError(
                 f"k={self.k!r} is outside 1..{X.shape[2]}, the number of features; pass a whole number of them."
             )
+        check_count("max_iter", self.max_iter)
         module = _Newton(X.shape[0], X.shape[2], 1 / (self.C * X.shape[1]), self.k)
         # EarlyStopping reads the violation that each step reports; patience is for metrics that come and go.
         stop = EarlyStopping(

@@ -1,32 +1,36 @@
-"""`sweep`: steer at layers × alphas × prompts, beside a random control, and measure every answer."""
+"""`sweep`: steer at layers × alphas × prompts, beside controls, measure every answer, and go on after a break."""
 
 import json
-from collections.abc import Sequence
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import pandas as pd
-import torch
+from joblib import Parallel, delayed, effective_n_jobs
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from numpy.typing import NDArray
 
 from steerkit.activations import resolve_layers
 from steerkit.batching import batches
+from steerkit.cell_store import CellStore
+from steerkit.cells import Bench, Cell
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import CorruptFileError, InvalidInputError, NonFiniteError, NotFittedError
-from steerkit.hooks import edit
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import TOKENS_PER_BATCH, EffectReader, distinct_2, question_likelihoods
-from steerkit.operations import add
+from steerkit.metrics import TOKENS_PER_BATCH, EffectReader
 from steerkit.prompts import Prompt, check_prompts
 from steerkit.vectors import new_folder
 
 ALPHAS = (-0.7, -0.35, -0.25, -0.15, 0.15, 0.25, 0.35, 0.7)
 BABBLE = 5.0
 """At this many times the perplexity of the unsteered answer, an answer is no longer taken for one."""
+CONTROLS = ("random", "shuffled")
+DEATHS = 3
+"""How often in a row workers may be killed without any batch being finished."""
 METRICS = {
     "effect": "reading of the answer minus that of the unsteered one, in units of alpha",
     "preserved": "1 if the unsteered model still finds the question that the answer answers, and no babble, else 0",
@@ -43,8 +47,8 @@ class Sweep:
     Attributes
     ----------
     cells : DataFrame
-        One row per answer: ``direction`` ("unsteered", "fitted", "random"), ``layer`` (-1 where unsteered),
-        ``alpha``, ``prompt``, ``text``, and the columns of `METRICS`.
+        One row per answer: ``direction`` ("unsteered", "fitted", "random", "shuffled", "prompted ..."), ``layer`` (-1
+        where nothing is added), ``alpha``, ``prompt``, ``text``, and the columns of `METRICS`.
     settings : dict
         JSON values: model, generation, the reader's accuracy.
     """
@@ -111,16 +115,18 @@ def sweep(
     alphas: Sequence[float] = ALPHAS,
     distractors: Sequence[Prompt] = (),
     controls: Sequence[str] = ("random",),
+    prompting: Mapping[str, str] | None = None,
     random_state: int = 0,
     max_new_tokens: int = 64,
     batch_rows: int = 64,
+    resume: str | Path | None = None,
+    n_jobs: int | None = None,
     progress: bool = False,
     **generation: Any,
 ) -> Sweep:
     """Steer at every layer × alpha × prompt and measure the answers.
 
-    Each row of a batch has its own layer, alpha and direction. Unsteered answers are generated once. The control
-    adds, at the same layers and alphas, a random direction of equal norm, another one for each layer and prompt.
+    Each row of a batch has its own layer, alpha and direction. Unsteered answers are generated once.
 
     Parameters
     ----------
@@ -135,16 +141,33 @@ def sweep(
         Fractions of the layer's norm; 0 is always measured besides.
     distractors : sequence of str
         More questions from which `question_likelihoods` has to tell the true one.
-    controls : sequence of str
-        ``("random",)``, or empty to save half of the time; `calibrate` needs the control.
+    controls : sequence of {"random", "shuffled"}
+        Directions to compare with, of equal norm at the same layers and alphas: a random one for each layer and
+        prompt, which `calibrate` needs; what the learner finds when the labels are shuffled. May be empty.
+    prompting : dict of str, optional
+        The prompting baseline: a name, such as that of a class, and what is asked instead of each prompt, such as
+        ``"Explain in simple words: {prompt}"``. The cells have the direction ``"prompted <name>"``.
     random_state : int
-        Of the control's directions.
+        Of the random directions.
     batch_rows : int
         Most answers generated at once.
+    resume : str or Path, optional
+        Folder in which finished cells are kept. A sweep with the same folder, after a kill or with more layers,
+        alphas or prompts, computes only what is missing. Several sweeps may share it, also at the same time.
+    n_jobs : int, optional
+        Batches at a time, in processes of joblib's backend; each loads the model once. A killed worker costs its
+        batch. Inside ``joblib.parallel_config("dask")`` the batches run on a Dask cluster.
     progress : bool
         Show a progress bar.
     **generation
         As in ``transformers``' ``generate``.
+
+    Raises
+    ------
+    InvalidInputError, NotFittedError, NonFiniteError
+        Before any work is done.
+    StoreError
+        The folder ``resume`` cannot be written; what was finished is kept.
     """
     if not hasattr(estimator, "layers_"):
         raise NotFittedError("the estimator is not fitted; call its fit first.")
@@ -156,8 +179,8 @@ def sweep(
         raise NotFittedError("the reader is not fitted; call its fit with prompts that the direction has not seen.")
     if "num_return_sequences" in generation:
         raise InvalidInputError("num_return_sequences is not supported, a cell is one answer; sweep again with a seed.")
-    if list(controls) not in ([], ["random"]):
-        raise InvalidInputError(f"controls={controls!r} is not known; pass ('random',) or ().")
+    if len({*controls}) < len(controls) or not {*controls} <= {*CONTROLS}:
+        raise InvalidInputError(f"controls={controls!r} is not known; pass some of {', '.join(map(repr, CONTROLS))}.")
     model = LanguageModel.of(estimator.model)
     checked, others = check_prompts(prompts), check_prompts(distractors)
     if len(set(map(str, [*checked, *others]))) < 2 or len(set(map(str, checked))) < len(checked):
@@ -165,118 +188,161 @@ def sweep(
             f"{len(checked)} prompts and {len(others)} distractors came, no prompt twice and at least two different "
             "questions in all were expected; preservation is told by finding the question among others."
         )
-    try:
-        strengths = sorted({float(alpha) for alpha in np.atleast_1d(np.asarray(alphas, dtype=float))} - {0.0})
-    except (TypeError, ValueError):
-        strengths = []
-    if not strengths or not np.isfinite(strengths).all():
-        raise NonFiniteError(f"alphas={alphas!r} must hold finite numbers other than 0; pass fractions such as [0.1].")
+    wordings = _check_prompting(prompting or {}, checked)
+    strengths = _check_alphas(alphas)
     if isinstance(layers, str) and layers == "auto":
         fitted = zip(estimator.layers_, estimator.directions_, strict=True)
         steered = [layer for layer, direction in fitted if direction.any()]
     else:
         steered = resolve_layers(model, layers)
-    vectors = {layer: estimator.vector(layer) for layer in steered}
-
-    rows = [("unsteered", -1, 0.0, index) for index in range(len(checked))]
-    rows += [
-        (direction, layer, alpha, index)
-        for direction in ("fitted", *controls)
-        for layer in vectors
-        for alpha in strengths
-        for index in range(len(checked))
+    directions = _directions(estimator, steered, controls, len(checked), random_state)
+    places = range(len(checked))
+    cells = [Cell("unsteered", -1, 0.0, place) for place in places]
+    cells += [
+        Cell(f"prompted {name}", -1, 0.0, place, None, text) for name, text in wordings.items() for place in places
     ]
-    cells = pd.DataFrame(rows, columns=["direction", "layer", "alpha", "prompt"])
-    generator = np.random.default_rng(random_state)
-    units = {
-        (layer, index): _random_unit(generator, model.hidden_size) for layer in vectors for index in range(len(checked))
-    }
-    directions = {
-        row: (vectors[layer].direction if kind == "fitted" else units[layer, index]) * vectors[layer].norm * alpha
-        for row, (kind, layer, alpha, index) in enumerate(rows)
-        if layer >= 0
-    }
-    with _bar(progress) as bar:
-        sequences = model.encode(checked)
-        cells["text"] = _generate(
-            model, [sequences[index] for index in cells["prompt"]], cells["layer"].to_numpy(), directions, batch_rows,
-            bar, max_new_tokens=max_new_tokens, **generation,
-        )  # fmt: skip
-        cells = _measure(model, cells, checked, others, reader, bar)
-    cells["prompt"] = [str(checked[index]) for index in cells["prompt"]]
+    cells += [
+        Cell(kind, layer, alpha, place, alpha * direction(layer, place))
+        for kind, direction in directions.items()
+        for layer in steered
+        for alpha in strengths
+        for place in places
+    ]
+    bench = Bench(model, reader, checked, others, {"max_new_tokens": max_new_tokens, **generation})
+    contents = _contents(bench, cells, batch_rows, None if resume is None else CellStore(resume), n_jobs, progress)
     settings = {
         "model": model.name,
         "fingerprint": model.fingerprint.to_dict(),
         "random_state": random_state,
         "generation": {"max_new_tokens": max_new_tokens, **generation},
         "distractors": len(others),
+        "prompting": wordings,
         "reader_accuracy": reader.accuracy_,
         "reader_layer": reader.layer_,
     }
-    return Sweep(cells, settings)
+    return Sweep(_table(cells, contents, checked), settings)
 
 
-def _random_unit(generator: np.random.Generator, size: int) -> NDArray[np.float32]:
-    direction = generator.normal(size=size)
-    return (direction / np.linalg.norm(direction)).astype(np.float32)
+def _check_alphas(alphas: Any) -> list[float]:
+    try:
+        strengths = sorted({float(alpha) for alpha in np.atleast_1d(np.asarray(alphas, dtype=float))} - {0.0})
+    except (TypeError, ValueError):
+        strengths = []
+    if not strengths or not np.isfinite(strengths).all():
+        raise NonFiniteError(f"alphas={alphas!r} must hold finite numbers other than 0; pass fractions such as [0.1].")
+    return strengths
 
 
-def _generate(
-    model: LanguageModel,
-    sequences: list[list[int]],
-    layers: NDArray[np.int64],
-    steps: dict[int, NDArray[np.float32]],
-    batch_rows: int,
-    bar: Any,
-    **generation: Any,
-) -> list[str]:
-    """Generate all rows; ``steps[row]`` is what is added to the residual stream of that row at ``layers[row]``."""
-    texts = [""] * len(sequences)
-    task = bar.add_task("generating", total=len(sequences)) if bar else None
-    lengths = [len(sequence) + generation["max_new_tokens"] for sequence in sequences]
-    none = np.zeros(model.hidden_size, dtype=np.float32)
-    for rows in batches(lengths, tokens=TOKENS_PER_BATCH, rows=batch_rows):
-        edits = []
-        for layer in sorted({int(layers[row]) for row in rows if row in steps}):
-            added = np.stack([steps[row] if layers[row] == layer else none for row in rows])
-            edits.append((layer, partial(add, direction=torch.from_numpy(added), amount=torch.tensor(1.0))))
-        with model.held(), edit(model.blocks, edits):
-            batch = model.generate([sequences[row] for row in rows], **generation)
-        for row, text in zip(rows, batch, strict=True):
-            texts[row] = text
-        if bar:
-            bar.advance(task, len(rows))
-    return texts
+def _check_prompting(prompting: Mapping[str, str], prompts: Sequence[Prompt]) -> dict[str, str]:
+    for name, text in prompting.items():
+        if "{prompt}" not in str(text):
+            raise InvalidInputError(
+                f"prompting[{name!r}]={text!r} lacks {{prompt}}, where the prompt is to stand; put it in."
+            )
+    if prompting and not all(isinstance(prompt, str) for prompt in prompts):
+        raise InvalidInputError("prompting rewords prompts that are texts, lists of messages came; pass strings.")
+    return dict(prompting)
 
 
-def _measure(
-    model: LanguageModel,
-    cells: pd.DataFrame,
-    prompts: list[Prompt],
-    distractors: list[Prompt],
-    reader: EffectReader,
-    bar: Any,
-) -> pd.DataFrame:
-    """Add the columns of `METRICS`; equal answers to one prompt are measured once."""
-    task = bar.add_task("measuring", total=len(cells)) if bar else None
-    unique = cells.drop_duplicates(["prompt", "text"])[["prompt", "text"]].reset_index(drop=True)
-    parts = []
-    for start in range(0, len(unique), 64):
-        part = unique.iloc[start : start + 64].copy()
-        asked, answers = [prompts[index] for index in part["prompt"]], part["text"].tolist()
-        part["reading"] = reader.read(answers)
-        own, best_other = question_likelihoods(model, asked, answers, [*prompts, *distractors])
-        part["margin"], part["nll"] = own - best_other, -own
-        parts.append(part)
-        if bar:
-            bar.update(task, completed=round(len(cells) * (start + len(part)) / len(unique)))
-    measured = cells.merge(pd.concat(parts), on=["prompt", "text"], how="left", validate="many_to_one")
+def _directions(
+    estimator: SteeringEstimator, layers: Sequence[int], controls: Sequence[str], n_prompts: int, random_state: int
+) -> dict[str, Callable[[int, int], NDArray[np.float32]]]:
+    """Return what is added at alpha 1, by kind, as a function of layer and prompt."""
+    vectors = {layer: estimator.vector(layer) for layer in layers}
+    generator = np.random.default_rng(random_state)
+    size = estimator.directions_.shape[-1]
+    drawn = {(layer, place): generator.normal(size=size) for layer in layers for place in range(n_prompts)}
+
+    def scaled(layer: int, direction: Any) -> NDArray[np.float32]:
+        length = np.linalg.norm(direction) or 1.0
+        return np.asarray(vectors[layer].norm * direction / length, dtype=np.float32)
+
+    every: dict[str, Callable[[int, int], NDArray[np.float32]]] = {
+        "fitted": lambda layer, _: scaled(layer, vectors[layer].direction),
+        "random": lambda layer, place: scaled(layer, drawn[layer, place]),
+        "shuffled": lambda layer, _: scaled(layer, shuffled[estimator.layers_.index(layer)]),
+    }
+    shuffled = estimator.shuffled_directions_
+    if "shuffled" in controls and not shuffled.any():
+        raise InvalidInputError(
+            f"{estimator.learner!r} was given its directions, so there are none of shuffled labels; leave out that "
+            "control."
+        )
+    return {kind: every[kind] for kind in ("fitted", *controls)}
+
+
+def _contents(
+    bench: Bench, cells: list[Cell], batch_rows: int, store: CellStore | None, n_jobs: int | None, progress: bool
+) -> list[dict[str, Any]]:
+    """Return the content of every cell, from the store or computed."""
+    digests = bench.digests(cells) if store else []
+    contents: dict[int, dict[str, Any]] = {}
+    if store:
+        found = store.get(digests)
+        contents = {row: found[name] for row, name in enumerate(digests) if name in found}
+    if effective_n_jobs(n_jobs) > 1:
+        pickle.dumps(bench.model)  # a model that cannot travel is refused before any work
+    room = bench.generation["max_new_tokens"]
+    lengths = [len(sequence) + room for sequence in bench.model.encode([bench.asked(cell) for cell in cells])]
+    missing = _missing(lengths, contents, batch_rows)
+    with _bar(progress) as bar:
+        task = bar.add_task("steering", total=len(cells), completed=len(contents), rate="") if bar else None
+        for rows, batch in _finished(bench, cells, missing, n_jobs):
+            if store:
+                store.put({digests[row]: content for row, content in zip(rows, batch, strict=True)})
+            contents |= zip(rows, batch, strict=True)
+            if bar:
+                bar.update(task, completed=len(contents), rate=f"{bar.tasks[task].speed or 0:.1f} answers/s")
+    return [contents[row] for row in range(len(cells))]
+
+
+def _missing(lengths: Sequence[int], contents: Mapping[int, Any], batch_rows: int) -> list[list[int]]:
+    """Return the batches to compute: after a kill the very ones that were left, in a larger sweep full ones."""
+    limits = {"tokens": TOKENS_PER_BATCH, "rows": batch_rows}
+    planned = [(rows, [row for row in rows if row not in contents]) for rows in batches(lengths, **limits)]
+    loose = sorted(row for rows, left in planned if len(left) < len(rows) for row in left)
+    regrouped = [[loose[place] for place in part] for part in batches([lengths[row] for row in loose], **limits)]
+    return [rows for rows, left in planned if left == rows] + regrouped
+
+
+def _finished(
+    bench: Bench, cells: list[Cell], missing: list[list[int]], n_jobs: int | None
+) -> Iterator[tuple[list[int], list[dict[str, Any]]]]:
+    """Yield batches as they are finished; begin those again whose worker was killed."""
+    left, deaths = {tuple(rows) for rows in missing}, 0
+    while left:
+        before = len(left)
+        try:
+            tasks = (
+                delayed(_run)(bench, rows, [cells[row] for row in rows]) for rows in missing if tuple(rows) in left
+            )
+            parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
+            for rows, contents in parallel(list(tasks)):
+                left.remove(tuple(rows))
+                yield rows, contents
+        except TerminatedWorkerError:
+            deaths = deaths + 1 if len(left) == before else 0
+            if deaths == DEATHS:
+                raise
+
+
+def _run(bench: Bench, rows: list[int], cells: list[Cell]) -> tuple[list[int], list[dict[str, Any]]]:
+    return rows, bench.run(cells)
+
+
+def _table(cells: list[Cell], contents: list[dict[str, Any]], prompts: list[Prompt]) -> pd.DataFrame:
+    """Return the cells with the columns of `METRICS`; effects and rises are relative to the unsteered answers."""
+    rows = [
+        {"direction": cell.direction, "layer": cell.layer, "alpha": cell.alpha, "prompt": cell.prompt, **content}
+        for cell, content in zip(cells, contents, strict=True)
+    ]
+    measured = pd.DataFrame(rows).astype({"margin": float, "nll": float})
     base = measured[measured["direction"] == "unsteered"].set_index("prompt")
     measured["effect"] = measured["reading"] - measured["prompt"].map(base["reading"])
     measured["nll_rise"] = measured["nll"] - measured["prompt"].map(base["nll"])
     # Scraps of words on the topic still find their question; they preserve nothing.
     measured["preserved"] = ((measured["margin"] > 0) & (measured["nll_rise"] < np.log(BABBLE))).astype(float)
-    measured["distinct_2"] = measured["text"].map(distinct_2)
+    measured["prompt"] = [str(prompts[place]) for place in measured["prompt"]]
     return measured[["direction", "layer", "alpha", "prompt", "text", *METRICS]]
 
 
@@ -285,4 +351,7 @@ def _bar(progress: bool) -> Any:
         return nullcontext()
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    return Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )  # fmt: skip

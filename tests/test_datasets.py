@@ -84,6 +84,12 @@ def test_groups_are_optional(tmp_path: Path) -> None:
     assert load_contrast(path).groups is None
 
 
+def test_white_space_around_labels_and_headers_means_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "set.csv"
+    path.write_text("Text, Label\na,x\nb,x \nc,y\n")
+    assert load_contrast(path).target.tolist() == [0, 0, 1]
+
+
 def test_three_labels_are_three_classes(tmp_path: Path) -> None:
     path = tmp_path / "moods.csv"
     path.write_text("text,label\na,sad\nb,glad\nc,calm\nd,calm\n")
@@ -104,9 +110,13 @@ def test_three_labels_are_three_classes(tmp_path: Path) -> None:
             "text,label\na,x\n ,y\n",
             "the text of row 2 of {path} is blank or no string; fill it or drop the row.",
         ),
-        ("a.csv", "prompt,label\na,x\n", "row 1 of {path} has no text; every row needs text and label."),
+        (
+            "a.csv",
+            "prompt,label\na,x\n",
+            "{path} has the columns ['prompt', 'label'], 'text' and 'label' were expected, with commas",
+        ),
         ("a.csv", "text,label,group\na,x,g\nb,y,\n", "row 2 of {path} has no group while others have; fill it in."),
-        ("a.csv", 'text,label\n"a,x\n', "{path} is damaged (unexpected end of data); save it again as UTF-8."),
+        ("a.csv", 'text,label\n"a,x\n', "{path} is damaged (unexpected end of data); mend it and save it as UTF-8."),
         ("a.csv", "text,label\na,x\nb\n", "row 2 of {path} has no label; every row needs text and label."),
         (
             "a.jsonl",
@@ -118,7 +128,7 @@ def test_three_labels_are_three_classes(tmp_path: Path) -> None:
             "label,text\nx,Hello, you\ny,b\n",
             "row 1 of {path} has more fields than the header; put texts with commas in quotes.",
         ),
-        ("a.jsonl", '{"text": "a"', "{path} is damaged (Expecting ',' delimiter: line 1 column 13 (char 12)); save it"),
+        ("a.jsonl", '{"text": "a"', "{path} is damaged (Expecting ',' delimiter: line 1 column 13 (char 12)); mend it"),
         ("a.jsonl", "[1]", "{path} has lines that are no JSON objects; write one object per line."),
         ("a.txt", "a", "{path} is no .csv or .jsonl file; save the contrast set as one of them."),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 
 import joblib
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn
 import torch
@@ -142,7 +143,8 @@ def test_parameters_of_a_learner_known_by_name_can_be_searched() -> None:
     found = search.best_estimator_.learners_[0].support_
     assert len(found) == search.best_params_["learner__k"]
     with pytest.raises(ValueError, match="Invalid parameter 'D' for estimator LogisticRegression"):
-        SteeringEstimator(learner="probe").set_params(learner__D=1)
+        estimator.set_params(learner="probe", learner__D=1)
+    assert estimator.learner == "sparse-probe"
 
 
 def test_every_learner_predicts_in_another_process_and_in_workers(saved: Saved, tmp_path: Path) -> None:
@@ -249,6 +251,37 @@ def test_training_the_model_forgets_what_it_put_out() -> None:
             parameter.mul_(1.3)
     after = SteeringEstimator(model, learner="mean-diff", cv=2).fit(TEXTS, LABELS)
     assert np.abs(after.norms_ - before.norms_).min() > 1e-3
+
+
+@pytest.mark.parametrize("change", ["data", "cast", "template"])
+def test_whatever_changes_what_the_model_puts_out_is_noticed(change: str, saved: Saved, tmp_path: Path) -> None:
+    model = tiny("llama")
+    before = SteeringEstimator(model, cv=2).fit(TEXTS, LABELS).norms_
+    if change == "data":
+        for parameter in model.model.parameters():
+            parameter.data.mul_(1.5)
+    elif change == "cast":
+        model.model.to(torch.bfloat16)
+    else:
+        model.tokenizer.chat_template = "{{ messages[0]['content'] }}!?"
+    after = SteeringEstimator(model, cv=2).fit(TEXTS, LABELS).norms_
+    np.testing.assert_allclose(
+        after, np.linalg.norm(ActivationExtractor(model).transform(TEXTS), axis=2).mean(axis=0), rtol=1e-6
+    )
+    assert np.abs(after - before).max() > 1e-5
+
+
+def test_activations_on_disk_are_those_of_the_weights(tmp_path: Path) -> None:
+    model = tiny("llama")
+    model.model.save_pretrained(tmp_path / "model")
+    model.tokenizer.save_pretrained(tmp_path / "model")
+    loaded = LanguageModel(str(tmp_path / "model"))
+    before = SteeringEstimator(loaded, cv=2, memory=str(tmp_path / "memory")).fit(TEXTS, LABELS).norms_
+    with torch.no_grad():
+        for parameter in loaded.model.parameters():
+            parameter *= 1.5
+    after = SteeringEstimator(loaded, cv=2, memory=str(tmp_path / "memory")).fit(TEXTS, LABELS).norms_
+    assert np.abs(after - before).max() > 1e-3
 
 
 def test_remembering_is_no_way_round_the_steering_check(fitted: SteeringEstimator) -> None:
@@ -392,3 +425,18 @@ def test_bad_parameters_and_early_use_are_refused(fitted: SteeringEstimator) -> 
     some = clone(fitted).set_params(layers=[1]).fit(TEXTS, LABELS)
     with pytest.raises(NotFittedError, match="no direction was fitted at layer 2; fit with layers that include it"):
         some.vector(2)
+
+
+def test_scores_and_texts_of_the_wrong_shape_are_refused(fitted: SteeringEstimator) -> None:
+    with pytest.raises(ValueError, match="inconsistent numbers of samples"):
+        fitted.layer_scores(TEXTS, [1])
+    with pytest.raises(ValueError, match="Mix of label input types"):
+        fitted.layer_scores(TEXTS, ["0"] * len(TEXTS))
+    frame = pd.DataFrame({"text": TEXTS})
+    with pytest.raises(InvalidInputError, match=r"^X is a DataFrame, texts were expected; pass one of its columns\.$"):
+        fitted.predict(frame)
+    np.testing.assert_array_equal(fitted.predict(frame["text"]), fitted.predict(TEXTS))
+    with pytest.raises(InvalidInputError, match=r"^n=2\.5 is no whole number; pass how many tokens to name\.$"):
+        fitted.nearest_tokens(2.5)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match=r"^other is a list, a fitted SteeringEstimator was expected; pass one"):
+        fitted.cosines([])  # type: ignore[arg-type]

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "steerkit"
 FLOORS = [
     ["exceptions"],
+    ["checks"],
     [
         "operations",
         "hooks",
@@ -22,12 +23,13 @@ FLOORS = [
         "loading",
         "lightning_training",
         "autoencoder_files",
+        "cell_store",
     ],
     ["language_model", "vectors", "layerwise", "sparse_probe"],
     ["activations", "steered", "lint", "likelihood"],
     ["sparse_autoencoder", "optimised_direction"],
     ["sparse_features", "fitted_directions", "metrics"],
-    ["estimator"],
+    ["estimator", "cells"],
     ["sweeps"],
     ["calibration"],
     ["plots", "report", "tracking", "mlflow_model", "recipe"],

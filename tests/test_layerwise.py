@@ -6,10 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GroupKFold, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedKFold
+from sklearn.pipeline import make_pipeline
 
 from steerkit.exceptions import ContrastSetError, InvalidInputError, NotFittedError
 from steerkit.layerwise import LayerwiseDirections
+from steerkit.sparse_probe import SparseProbe
 
 LEARNERS = ["probe", "mean-diff", "mass-mean", "pca", "sparse-probe"]
 
@@ -134,7 +136,7 @@ def test_a_layer_without_a_difference_has_no_direction_and_spoils_no_other(learn
         ([0.0, 1.0, np.nan] * 2, "y holds NaN or None, classes were expected; drop or label those samples."),
         (["a", "b", None] * 2, "y holds NaN or None, classes were expected; drop or label those samples."),
         ([["a", "b"]] * 6, "y has shape (6, 2), (n_samples,) was expected; pass one label per text."),
-        ([0, 1], "X has 6 samples, y and groups must have as many; check how they were built."),
+        ([0, 1], "X has 6 samples, y has 2, as many were expected; check how they were built."),
     ],
 )
 def test_bad_labels_are_refused(y: Any, expected: str) -> None:
@@ -216,5 +218,78 @@ def test_pairs_reach_the_learner_that_uses_them() -> None:
     assert LayerwiseDirections("pca").fit(X, y, pairs=pairs).directions_[0] @ shift > 0.99
     few = LayerwiseDirections("pca", cv=2).fit(X[[0, 1, 60, 61]], y[[0, 1, 60, 61]], pairs=pairs[[0, 1, 60, 61]])
     assert np.isfinite(few.accuracies_).all()
-    with pytest.raises(ContrastSetError, match=re.escape("X has 120 samples, y and pairs must have as many;")):
+    with pytest.raises(ContrastSetError, match=re.escape("X has 120 samples, pairs has 5, as many were expected;")):
         LayerwiseDirections("pca").fit(X, y, pairs=pairs[:5])
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_a_rare_class_is_told_from_a_common_one(learner: str) -> None:
+    X, y, _ = planted(shift=8.0)
+    rows = np.concatenate([np.flatnonzero(y == 0)[:80], np.flatnonzero(y == 1)[:20]])
+    assert LayerwiseDirections(learner).fit(X[rows], y[rows]).accuracies_[2] >= 0.95
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_each_of_three_classes_is_on_its_own_side_of_its_boundary(learner: str) -> None:
+    generator = np.random.default_rng(0)
+    y = np.arange(180) % 3
+    X = generator.normal(size=(180, 1, 24)) + 8 * np.eye(3, 24)[y][:, None]
+    readings = LayerwiseDirections(learner, cv=3).fit(X, y).readings(X)[:, :, 0]
+    assert ((readings > 0) == np.eye(3, dtype=bool)[y]).mean() > 0.95
+
+
+def test_a_difference_of_half_a_percent_of_the_norm_is_found() -> None:
+    generator = np.random.default_rng(0)
+    y = np.arange(40) % 2
+    common, apart = generator.normal(size=2304), np.linalg.qr(generator.normal(size=(2304, 1)))[0][:, 0]
+    X = 100 * common / np.linalg.norm(common) + 0.5 * y[:, None] * apart + 0.001 * generator.normal(size=(40, 2304))
+    fitted = LayerwiseDirections(cv=2).fit(X[:, None], y)
+    assert fitted.accuracies_[0] == 1
+    assert fitted.directions_[0] @ apart > 0.99
+
+
+def test_bootstraps_and_several_classes_keep_pairs_whole() -> None:
+    X, y, _ = planted(n=40, shift=20.0)
+    pairs = np.arange(40) // 2
+    assert LayerwiseDirections("pca", n_bootstrap=10).fit(X, y, pairs=pairs).stability_[2] > 0.95
+    four = np.arange(40) % 4
+    styles = LayerwiseDirections("pca", cv=2).fit(X, four, pairs=np.arange(40) // 4)
+    assert styles.directions_.shape == (4, 4, 24)
+
+
+@pytest.mark.parametrize(("n", "most"), [(2, 0.0), (4, 0.9), (240, 0.6)])
+def test_shuffled_labels_say_nothing_of_the_classes(n: int, most: float) -> None:
+    X, y, _ = planted(n=n, shift=20.0)
+    fitted = LayerwiseDirections("mean-diff", cv=2).fit(X, y)
+    assert abs(fitted.shuffled_directions_[2] @ fitted.directions_[2]) <= most
+
+
+def test_a_fold_without_one_of_the_classes_is_named() -> None:
+    X, y, _ = planted(n=40)
+    order = np.argsort(y)
+    with pytest.raises(ContrastSetError, match=re.escape("fold 0 of cv=KFold(n_splits=2, random_state=None, shuffle=")):
+        LayerwiseDirections(cv=KFold(2)).fit(X[order], y[order])
+    for seed in range(40):
+        generator = np.random.default_rng(seed)
+        LayerwiseDirections("mean-diff").fit(X[:14], y[:14], generator.integers(3, size=14))
+
+
+def test_the_scale_that_a_learner_asks_for_holds_inside_a_pipeline_too() -> None:
+    X, y, _ = planted()
+    bare = LayerwiseDirections(SparseProbe(C=0.1)).fit(X, y)
+    wrapped = LayerwiseDirections(make_pipeline("passthrough", SparseProbe(C=0.1))).fit(X, y)
+    np.testing.assert_allclose(wrapped.scales_, bare.scales_)
+    searched = LayerwiseDirections(GridSearchCV(SparseProbe(), {"C": [0.1]}, cv=2), cv=2).fit(X, y)
+    np.testing.assert_allclose(searched.directions_[2] @ bare.directions_[2], 1, atol=1e-3)
+
+
+def test_what_does_not_fit_together_is_named() -> None:
+    X, y, _ = planted(n=8)
+    with pytest.raises(ContrastSetError, match=r"^X has 8 samples, y has 7, as many were expected; check how they"):
+        LayerwiseDirections().fit(X, y[:-1])
+    with pytest.raises(ContrastSetError, match=r"^groups holds NaN or None; name one for each sample, or leave it out"):
+        LayerwiseDirections().fit(X, y, [float("nan")] * 8)
+    with pytest.raises(InvalidInputError, match=r"^'optimised' needs the model, not activations; pass it to Steering"):
+        LayerwiseDirections("optimised").fit(X, y)
+    with pytest.raises(InvalidInputError, match=r"^n_bootstrap=-1 is no whole number from 0 up; pass such a number\.$"):
+        LayerwiseDirections(n_bootstrap=-1).fit(X, y)

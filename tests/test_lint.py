@@ -1,5 +1,6 @@
 """`lint_contrast` finds what makes a contrast set easier than it seems, and nothing in a clean one."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from steerkit.cli import app
 from steerkit.datasets import load_expertise
+from steerkit.exceptions import ContrastSetError, InvalidInputError
 from steerkit.lint import lint_contrast
 from tests.models import tiny
 
@@ -46,6 +48,10 @@ def only(findings: list[Any], kind: str) -> Any:
 def test_duplicates_across_and_within_classes() -> None:
     texts, target = mixed()
     texts[1] = texts[0].upper() + " ..."  # the same words, of the other class
+    alike = only(lint_contrast(bunch(texts, target)), "duplicate")
+    assert not alike.fatal
+    assert alike.rows == (1, 2)
+    texts[1] = texts[0].replace(" ", "  ")
     across = only(lint_contrast(bunch(texts, target)), "duplicate")
     assert across.fatal
     assert across.rows == (1, 2)
@@ -129,3 +135,21 @@ def test_each_of_three_classes_is_looked_at_against_the_others() -> None:
         for word, name in zip("abc", "xyz", strict=True)
     ]
     assert found[0].rows == (1, 4, 7, 10)
+
+
+def test_texts_that_differ_in_marks_or_case_are_no_duplicates() -> None:
+    texts, target = mixed()
+    for one, other in (("5 > 3", "5 < 3"), ("You are right.", "You are right?"), ("STOP it", "stop it")):
+        texts, target = [*texts, one, other], [*target, 0, 1]
+    assert not [finding for finding in lint_contrast(bunch(texts, target)) if finding.fatal]
+
+
+def test_any_bunch_is_looked_at_and_what_is_none_is_refused() -> None:
+    texts, target = mixed()
+    assert lint_contrast(Bunch(data=texts, target=target)) == []
+    with pytest.raises(InvalidInputError, match=r"^a str came, a Bunch with data and target was expected; read a file"):
+        lint_contrast("prompts.csv")
+    other = bunch(["a b", "c d"], [0, 1])
+    other.target_names = np.array(["glad", "mad"])
+    with pytest.raises(ContrastSetError, match=re.escape("test set has the labels ['glad', 'mad'], ['sad', 'glad']")):
+        lint_contrast(bunch(texts, target), other)

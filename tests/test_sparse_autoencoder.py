@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import save_file
+from safetensors.torch import save_file as torch_save
+from sklearn.base import clone
 
 from steerkit.activations import ActivationExtractor, stream_activations
 from steerkit.estimator import SteeringEstimator
@@ -67,10 +69,13 @@ def test_saelens_top_k(tmp_path: Path, tensors: dict[str, Any], before_k: bool) 
 
 def test_saelens_jumprelu_and_standard(tmp_path: Path, tensors: dict[str, Any]) -> None:
     save_file(tensors, tmp_path / "sae_weights.safetensors")
-    (tmp_path / "cfg.json").write_text(json.dumps({"architecture": "jumprelu", "normalize_activations": "none"}))
+    (tmp_path / "cfg.json").write_text(
+        json.dumps({"architecture": "jumprelu", "normalize_activations": "none", "apply_b_dec_to_input": False})
+    )
     np.testing.assert_allclose(SparseAutoencoder.from_pretrained(tmp_path).transform(X), jump(X, tensors), atol=1e-5)
     (tmp_path / "cfg.json").write_text(json.dumps({"architecture": "standard"}))
-    rectified = np.maximum(X @ tensors["W_enc"] + tensors["b_enc"], 0)
+    # SAELens takes the decoder's bias off the input where its settings say nothing of it.
+    rectified = np.maximum((X - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"], 0)
     np.testing.assert_allclose(SparseAutoencoder.from_pretrained(tmp_path).transform(X), rectified, atol=1e-5)
 
 
@@ -150,7 +155,7 @@ def test_it_steers_a_model_along_features_of_its_own() -> None:
     estimator = SteeringEstimator(model, learner=SparseFeatures(autoencoder), layers=[2], layer=2, cv=2)
     steered = estimator.fit(TEXTS, LABELS).export(alpha=2.0)
     learner: Any = estimator.learners_[0]
-    assert learner.autoencoder_ is autoencoder  # not one trained anew on twelve texts
+    assert learner.autoencoder_.decoder_ is autoencoder.decoder_  # not one trained anew on twelve texts
     assert steered.generate(TEXTS[0], max_new_tokens=8) != steered.generate(TEXTS[0], alpha=0.0, max_new_tokens=8)
     with pytest.raises(InvalidInputError, match="the autoencoder is for activations of size 32, 5 came; load the one"):
         SparseFeatures(autoencoder).fit(np.ones((4, 5)), [0, 1, 0, 1])
@@ -178,4 +183,57 @@ def test_it_trains_on_every_token_of_a_text_file(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=re.escape("none.txt cannot be read ([Errno 2] No such file or dir")):
         SparseAutoencoder().fit_texts(model, tmp_path / "none.txt", layer=2)
     with pytest.raises(InvalidInputError, match="the texts hold no tokens but special ones; pass texts with words"):
-        stream_activations(model, [""], 2)
+        stream_activations(model, [str(model.tokenizer.eos_token)], 2)
+
+
+def test_autoencoders_in_bf16_load(tmp_path: Path, tensors: dict[str, Any]) -> None:
+    halves = {name: torch.from_numpy(tensor).bfloat16() for name, tensor in tensors.items()}
+    torch_save(halves, tmp_path / "params.safetensors")
+    loaded = SparseAutoencoder.from_pretrained(tmp_path)
+    assert loaded.encoder_.dtype == np.float32
+    np.testing.assert_allclose(loaded.encoder_, tensors["W_enc"], rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "expected"),
+    [
+        ("params.npz", b"", "cannot be read"),
+        ("params.npz", b"PK garbage", "cannot be read"),
+        ("cfg.json", b"[1]", "cfg.json holds a list, an object was expected; get it again."),
+        ("cfg.json", b"{", "cfg.json cannot be read"),
+        ("cfg.json", b'{"architecture": "topk", "k": "four"}', "is a topk autoencoder with k='four' in its settings;"),
+        ("cfg.json", b'{"architecture": "topk", "activation_fn_kwargs": null}', "is a topk autoencoder with k=None"),
+    ],
+)
+def test_damaged_files_are_named(
+    tmp_path: Path, tensors: dict[str, Any], file: str, content: bytes, expected: str
+) -> None:
+    if file == "cfg.json":
+        save_file(tensors, tmp_path / "sae_weights.safetensors")
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(CorruptFileError, match=re.escape(expected)):
+        SparseAutoencoder.from_pretrained(tmp_path)
+
+
+def test_weights_that_are_nan_or_do_not_fit_are_refused(tmp_path: Path, tensors: dict[str, Any]) -> None:
+    save_file(tensors | {"threshold": np.ones(3, dtype=np.float32)}, tmp_path / "params.safetensors")
+    with pytest.raises(CorruptFileError, match="that do not fit; get it again"):
+        SparseAutoencoder.from_pretrained(tmp_path)
+    save_file(tensors | {"b_enc": np.full(M, np.nan, dtype=np.float32)}, tmp_path / "params.safetensors")
+    with pytest.raises(CorruptFileError, match="has weights that are NaN or Inf; get it again"):
+        SparseAutoencoder.from_pretrained(tmp_path)
+
+
+def test_a_search_leaves_the_autoencoder_of_its_user_as_it_was(tensors: dict[str, Any], tmp_path: Path) -> None:
+    save_file(tensors, tmp_path / "params.safetensors")
+    mine = SparseAutoencoder.from_pretrained(tmp_path)
+    before = mine.k
+    copied = clone(SparseFeatures(mine)).set_params(autoencoder__k=1)
+    assert (mine.k, copied.autoencoder.k) == (before, 1)
+    np.testing.assert_array_equal(copied.autoencoder.decoder_, mine.decoder_)
+
+
+@pytest.mark.parametrize("n_features", [0, -1, 1.5, True])
+def test_a_number_of_features_is_a_number(n_features: Any) -> None:
+    with pytest.raises(InvalidInputError, match=re.escape(f"n_features={n_features!r} is no whole number from 1 up;")):
+        SparseFeatures(n_features=n_features).fit(np.ones((4, 5)), [0, 1, 0, 1])

@@ -96,9 +96,9 @@ def test_without_the_control_half_is_generated_and_calibration_refuses(
     ):
         calibrate(Sweep(bare, {}))
     with pytest.raises(
-        InvalidInputError, match=r"^controls=\('shuffled',\) is not known; pass \('random',\) or \(\)\.$"
+        InvalidInputError, match=r"^controls=\('none',\) is not known; pass some of 'random', 'shuffled'\.$"
     ):
-        sweep(fitted, PROMPTS, reader=reader, controls=("shuffled",))
+        sweep(fitted, PROMPTS, reader=reader, controls=("none",))
 
 
 def test_a_pivot_holds_means_and_the_unsteered_column(swept: Sweep) -> None:
