@@ -148,8 +148,13 @@ class Tutor:
 
     @cached_property
     def best(self) -> int:
-        """The layer at which steering moves the likelihood ratio furthest."""
-        return int(np.argmax(self.spans))
+        """Of the layers that steer at least half as far as any, the one that keeps most facts."""
+        steering = [layer for layer in self.layers if self.spans[layer] >= max(self.spans) / 2]
+        return max(steering, key=self.kept)
+
+    def kept(self, layer: int) -> float:
+        """Return the share of facts kept at the worse end of ±`ALPHA`."""
+        return min(self.score(self.answer(self.neutral, layer, alpha))[2] for alpha in (-ALPHA, ALPHA))
 
 
 def _adding(step: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

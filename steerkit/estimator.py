@@ -189,14 +189,21 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
         layer: int | None = None,
         operation: str = "add",
         target: Any = None,
+        calibration: Any = None,
     ) -> SteeredModel:
         """Return the steered model, by default at ``layer_`` and with alpha 0.07.
+
+        What ``calibration``, as `calibrate` returns it, has found comes before these: its layer, and the upper of its
+        alphas.
 
         With more than two classes and no ``target``, the model has one vector per class, and alpha is a dict of one
         strength per class, by default an empty one; classes left out are not steered to.
         """
         model = LanguageModel.of(self.model)
         self._check_fitted()
+        if calibration is not None:
+            alpha = calibration.alphas[1] if alpha is None else alpha
+            layer = calibration.layer if layer is None else layer
         if self.directions_.ndim == 2 or target is not None:
             strength = 0.07 if alpha is None else alpha
             return SteeredModel(model, self.vector(layer, target=target), alpha=strength, operation=operation)

@@ -116,7 +116,7 @@ def _steered(estimator: SteeringEstimator, calibration: Calibration | None) -> S
     """Return the model to save: at the calibrated layer, at the upper usable alpha; unsteered where nothing steers."""
     if calibration is None:
         return estimator.export(0.0)
-    return estimator.export(calibration.alphas[1], layer=calibration.layer)
+    return estimator.export(calibration=calibration)
 
 
 def _show(steered: SteeredModel, calibration: Calibration | None, recipe: Recipe) -> tuple[list[float], list[str]]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from steerkit.calibration import calibrate
+from steerkit.calibration import Calibration, calibrate
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import CorruptFileError, InvalidInputError, LayerError, NonFiniteError, NothingSteersError
 from steerkit.language_model import LanguageModel
@@ -203,3 +203,10 @@ def test_calibration_refuses_where_nothing_beats_the_control() -> None:
         calibrate(planted_sweep(), preservation=1.5)
     with pytest.raises(InvalidInputError, match=re.escape("perplexity=1 is not above 1; pass a ratio such as 2.")):
         calibrate(planted_sweep(), perplexity=1)
+
+
+def test_a_calibration_says_where_and_how_strongly_an_export_steers(fitted: SteeringEstimator) -> None:
+    found = Calibration(2, (-0.2, 0.4), 1.0, (0.5, 1.5), 12, pd.DataFrame())
+    steered = fitted.export(calibration=found)
+    assert (steered.vectors[0].layer, steered.alpha) == (2, 0.4)
+    assert fitted.export(0.1, layer=1, calibration=found).alpha == 0.1

@@ -22,7 +22,7 @@ QUESTIONS = ("what", "how", "why", "compare")
 MIXTURES = {
     ("strong", "novice"): (0.92, 0.08, 0.0),
     ("mild", "novice"): (0.55, 0.45, 0.0),
-    ("none", "neutral"): (0.1, 0.8, 0.1),
+    ("none", "neutral"): (0.17, 0.66, 0.17),
     ("mild", "expert"): (0.0, 0.45, 0.55),
     ("strong", "expert"): (0.0, 0.08, 0.92),
 }
