@@ -293,3 +293,12 @@ def test_what_does_not_fit_together_is_named() -> None:
         LayerwiseDirections("optimised").fit(X, y)
     with pytest.raises(InvalidInputError, match=r"^n_bootstrap=-1 is no whole number from 0 up; pass such a number\.$"):
         LayerwiseDirections(n_bootstrap=-1).fit(X, y)
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_one_massive_dimension_hides_no_difference(learner: str) -> None:
+    X, y, direction = planted(shift=8.0)
+    massive = np.concatenate([X, 1000 + np.random.default_rng(1).normal(size=(240, 4, 1))], axis=2)
+    fitted = LayerwiseDirections(learner).fit(massive, y)
+    assert fitted.accuracies_[2] > 0.95
+    assert fitted.directions_[2, :24] @ direction > (0.7 if learner == "sparse-probe" else 0.9)  # few are not all
