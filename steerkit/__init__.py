@@ -26,6 +26,7 @@ _HOMES = {
     "load_contrast": "datasets",
     "load_expertise": "datasets",
     "sweep": "sweeps",
+    "sweep_references": "references",
 }
 __all__ = sorted([*_HOMES, "__version__"])
 
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from steerkit.learners import PrincipalDifference as PrincipalDifference
     from steerkit.lint import lint_contrast as lint_contrast
     from steerkit.optimised_direction import OptimisedDirection as OptimisedDirection
+    from steerkit.references import sweep_references as sweep_references
     from steerkit.sparse_autoencoder import SparseAutoencoder as SparseAutoencoder
     from steerkit.sparse_features import SparseFeatures as SparseFeatures
     from steerkit.sparse_probe import SparseProbe as SparseProbe

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from steerkit.cell_store import digest
 from steerkit.fingerprint import digest_weights
-from steerkit.hooks import edit
+from steerkit.hooks import Edit, edit
 from steerkit.language_model import LanguageModel
 from steerkit.metrics import EffectReader, distinct_2, question_likelihoods
 from steerkit.operations import add
@@ -93,15 +93,21 @@ class Bench:
         ]
 
     def _generate(self, cells: Sequence[Cell]) -> list[str]:
-        edits = []
-        none = np.zeros(self.model.hidden_size, dtype=np.float32)
-        for layer in sorted({cell.layer for cell in cells if cell.step is not None}):
-            steps = [cell.step if cell.step is not None and cell.layer == layer else none for cell in cells]
-            added = torch.from_numpy(np.stack(steps))
-            edits.append((layer, partial(add, direction=added, amount=torch.tensor(1.0))))
+        edits = row_edits([cell.layer for cell in cells], [cell.step for cell in cells], self.model.hidden_size)
         sequences = self.model.encode([self.asked(cell) for cell in cells])
         with self.model.held(), edit(self.model.blocks, edits):
             return self.model.generate(sequences, **self.generation)
+
+
+def row_edits(layers: Sequence[int], steps: Sequence[NDArray[np.float32] | None], hidden_size: int) -> list[Edit]:
+    """Return the edits of a batch in which each row has a layer and a step, ``(hidden size,)``, of its own, or none."""
+    none = np.zeros(hidden_size, dtype=np.float32)
+    edits: list[Edit] = []
+    for here in sorted({layer for layer, step in zip(layers, steps, strict=True) if step is not None}):
+        rows = [none if step is None or layer != here else step for layer, step in zip(layers, steps, strict=True)]
+        added = torch.from_numpy(np.stack(rows))
+        edits.append((here, partial(add, direction=added, amount=torch.tensor(1.0))))
+    return edits
 
 
 def _number(value: float) -> float | None:

@@ -101,6 +101,11 @@ def generate(model: LanguageModel, sequences: Sequence[list[int]], **generation:
     return texts
 
 
+def logits_limit(model: LanguageModel) -> int:
+    """Return the number of tokens whose logits fit in a batch."""
+    return max(1, LOGITS_PER_BATCH // int(model.model.config.get_text_config(decoder=True).vocab_size))
+
+
 def log_likelihoods(
     model: LanguageModel, prompts: Sequence[Prompt], answers: Sequence[str]
 ) -> tuple[Floats, NDArray[np.int64]]:
@@ -115,9 +120,8 @@ def log_likelihoods(
     sequences = model.encode([prompts[i] for i in unique], [answers[i] for i in unique])
     starts = [len(heads[keys[i][0]]) for i in unique]
     sums = np.zeros(len(unique))
-    vocabulary = model.model.config.get_text_config(decoder=True).vocab_size
     with model.held(), torch.inference_mode():
-        for rows in batches([len(s) for s in sequences], tokens=max(1, LOGITS_PER_BATCH // vocabulary)):
+        for rows in batches([len(s) for s in sequences], tokens=logits_limit(model)):
             nats = summed_log_likelihoods(model, [sequences[row] for row in rows], [starts[row] for row in rows])
             sums[rows] = nats.double().cpu().numpy()
     place = {keys[i]: position for position, i in enumerate(unique)}

@@ -169,18 +169,11 @@ def sweep(
     StoreError
         The folder ``resume`` cannot be written; what was finished is kept.
     """
-    if not hasattr(estimator, "layers_"):
-        raise NotFittedError("the estimator is not fitted; call its fit first.")
-    if estimator.directions_.ndim > 2:
-        raise InvalidInputError(
-            f"the estimator has {len(estimator.classes_)} classes, a sweep goes from one to another; fit it to two."
-        )
+    steered = steered_layers(estimator, layers)
     if not hasattr(reader, "layer_"):
         raise NotFittedError("the reader is not fitted; call its fit with prompts that the direction has not seen.")
     if "num_return_sequences" in generation:
         raise InvalidInputError("num_return_sequences is not supported, a cell is one answer; sweep again with a seed.")
-    if len({*controls}) < len(controls) or not {*controls} <= {*CONTROLS}:
-        raise InvalidInputError(f"controls={controls!r} is not known; pass some of {', '.join(map(repr, CONTROLS))}.")
     model = LanguageModel.of(estimator.model)
     checked, others = check_prompts(prompts), check_prompts(distractors)
     if len(set(map(str, [*checked, *others]))) < 2 or len(set(map(str, checked))) < len(checked):
@@ -189,13 +182,8 @@ def sweep(
             "questions in all were expected; preservation is told by finding the question among others."
         )
     wordings = _check_prompting(prompting or {}, checked)
-    strengths = _check_alphas(alphas)
-    if isinstance(layers, str) and layers == "auto":
-        fitted = zip(estimator.layers_, estimator.directions_, strict=True)
-        steered = [layer for layer, direction in fitted if direction.any()]
-    else:
-        steered = resolve_layers(model, layers)
-    directions = _directions(estimator, steered, controls, len(checked), random_state)
+    strengths = check_alphas(alphas)
+    directions = control_directions(estimator, steered, controls, len(checked), random_state)
     places = range(len(checked))
     cells = [Cell("unsteered", -1, 0.0, place) for place in places]
     cells += [
@@ -223,7 +211,27 @@ def sweep(
     return Sweep(_table(cells, contents, checked), settings)
 
 
-def _check_alphas(alphas: Any) -> list[float]:
+def steered_layers(estimator: SteeringEstimator, layers: Any) -> list[int]:
+    """Return the layers to steer at, ascending; ``"auto"`` means all that have a direction.
+
+    Raises
+    ------
+    NotFittedError, InvalidInputError, LayerError
+    """
+    if not hasattr(estimator, "layers_"):
+        raise NotFittedError("the estimator is not fitted; call its fit first.")
+    if estimator.directions_.ndim > 2:
+        raise InvalidInputError(
+            f"the estimator has {len(estimator.classes_)} classes, a sweep goes from one to another; fit it to two."
+        )
+    if isinstance(layers, str) and layers == "auto":
+        fitted = zip(estimator.layers_, estimator.directions_, strict=True)
+        return [layer for layer, direction in fitted if direction.any()]
+    return resolve_layers(LanguageModel.of(estimator.model), layers)
+
+
+def check_alphas(alphas: Any) -> list[float]:
+    """Return the alphas other than 0, ascending, or raise `NonFiniteError`."""
     try:
         strengths = sorted({float(alpha) for alpha in np.atleast_1d(np.asarray(alphas, dtype=float))} - {0.0})
     except (TypeError, ValueError):
@@ -244,10 +252,18 @@ def _check_prompting(prompting: Mapping[str, str], prompts: Sequence[Prompt]) ->
     return dict(prompting)
 
 
-def _directions(
+def control_directions(
     estimator: SteeringEstimator, layers: Sequence[int], controls: Sequence[str], n_prompts: int, random_state: int
 ) -> dict[str, Callable[[int, int], NDArray[np.float32]]]:
-    """Return what is added at alpha 1, by kind, as a function of layer and prompt."""
+    """Return what is added at alpha 1, ``(hidden size,)``, for "fitted" and each control, by layer and prompt.
+
+    Raises
+    ------
+    InvalidInputError
+        A control is unknown or not to be had.
+    """
+    if len({*controls}) < len(controls) or not {*controls} <= {*CONTROLS}:
+        raise InvalidInputError(f"controls={controls!r} is not known; pass some of {', '.join(map(repr, CONTROLS))}.")
     vectors = {layer: estimator.vector(layer) for layer in layers}
     generator = np.random.default_rng(random_state)
     size = estimator.directions_.shape[-1]

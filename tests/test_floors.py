@@ -31,7 +31,7 @@ FLOORS = [
     ["sparse_features", "fitted_directions", "metrics"],
     ["estimator", "cells"],
     ["sweeps"],
-    ["calibration"],
+    ["calibration", "references"],
     ["plots", "report", "tracking", "mlflow_model", "recipe"],
     ["experiment"],
     ["cli"],
