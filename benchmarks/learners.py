@@ -23,7 +23,7 @@ from steerkit.metrics import EffectReader
 
 LEARNERS: dict[str, Any] = {name: name for name in ("probe", "mean-diff", "mass-mean", "pca", "sparse-probe", "sae")}
 LEARNERS["probe, C=100"] = LogisticRegression(C=100.0, max_iter=5000)
-LAYER = 7
+LAYER = 6
 REPETITIONS = 5
 QUESTIONS = [
     "What is a neutron star?", "How does a vaccine work?", "What is friction?", "What is an isotope?",

@@ -46,8 +46,8 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
 
     Before the learner sees them, the activations of a layer are divided by their mean norm, the unit of alpha, so that
     regularisation means the same at each layer and in each model, and scaling a model's activations leaves its
-    directions. A learner may ask for another scale with its attribute ``scaling``: "feature" for features of which the
-    median has unit standard deviation, "none" for activations as they are.
+    directions. A learner may ask for another scale with its attribute ``scaling``: "feature" for features of unit size
+    (the norm is then the root of their number), "none" for activations as they are.
 
     With more than two classes there is one direction per class, against all others, and the attributes from
     ``directions_`` to ``offsets_`` and ``stability_`` have a first axis of length n_classes.
@@ -128,7 +128,7 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
                 f"all activations at layer {int(self.norms_.argmin())} are zero, so they have no direction; "
                 "check the model's weights."
             )
-        units = {"norm": self.norms_, "feature": _typical_spread(X), "none": np.ones(X.shape[1])}
+        units = {"norm": self.norms_, "feature": self.norms_ / np.sqrt(X.shape[2]), "none": np.ones(X.shape[1])}
         self.scales_ = units[trait(learner, "scaling", "norm")]
         scaled = X / self.scales_[:, None]
         fit = partial(_fit, learner, scaled, codes)
@@ -218,14 +218,6 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
             return []
         cut = splitter.split(X, codes, groups)
         return [(train, test) for train, test in cut if len(np.unique(codes[train])) > codes.max()]
-
-
-def _typical_spread(X: Floats) -> Floats:
-    """Median standard deviation of the varying features of each layer, in which a few massive ones count for little."""
-    spread = X.std(axis=0)
-    varying = np.where(spread > 1e-9 * np.abs(X).max(axis=(0, 2))[:, None], spread, np.nan)
-    varying[np.isnan(varying).all(axis=1)] = 1.0
-    return np.asarray(np.nanmedian(varying, axis=1))
 
 
 def _fit(

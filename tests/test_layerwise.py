@@ -295,10 +295,13 @@ def test_what_does_not_fit_together_is_named() -> None:
         LayerwiseDirections(n_bootstrap=-1).fit(X, y)
 
 
-@pytest.mark.parametrize("learner", LEARNERS)
-def test_one_massive_dimension_hides_no_difference(learner: str) -> None:
+# A penalty on each weight leaves nothing of features that one massive one dwarfs; a number of neurons does.
+@pytest.mark.parametrize("learner", ["probe", "mean-diff", "mass-mean", "pca", SparseProbe(k=12)], ids=str)
+def test_one_massive_dimension_hides_no_difference(learner: Any) -> None:
     X, y, direction = planted(shift=8.0)
     massive = np.concatenate([X, 1000 + np.random.default_rng(1).normal(size=(240, 4, 1))], axis=2)
     fitted = LayerwiseDirections(learner).fit(massive, y)
     assert fitted.accuracies_[2] > 0.95
-    assert fitted.directions_[2, :24] @ direction > (0.7 if learner == "sparse-probe" else 0.9)  # few are not all
+    assert fitted.directions_[2, :24] @ direction > (
+        0.9 if isinstance(learner, str) else 0.7
+    )  # few neurons are not all
