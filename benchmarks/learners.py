@@ -3,8 +3,8 @@
 ``python benchmarks/learners.py`` prints a row per learner: the cosine to a direction planted among 60 samples of 1152
 features; the accuracy on held-out domains at the best layer; at the layer named above the table the cosine between the
 directions of 5 + 5 prompts and of all (the worst of 8 draws), and the effect span of alpha -0.3 to +0.3; and the median
-time of its fits relative to the default probe's, interleaved. The optimised direction learns from completions, not
-from these prompts, and has no row.
+time of its fits relative to the default probe's, interleaved. An autoencoder's features and the optimised direction
+learn from other data than these prompts, and have no rows.
 """
 
 import os
@@ -21,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from steerkit import LanguageModel, LayerwiseDirections, SteeringEstimator, load_expertise, sweep
 from steerkit.metrics import EffectReader
 
-LEARNERS: dict[str, Any] = {name: name for name in ("probe", "mean-diff", "mass-mean", "pca", "sparse-probe", "sae")}
+LEARNERS: dict[str, Any] = {name: name for name in ("probe", "mean-diff", "mass-mean", "pca", "sparse-probe")}
 LEARNERS["probe, C=100"] = LogisticRegression(C=100.0, max_iter=5000)
 LAYER = 6
 REPETITIONS = 5
