@@ -20,7 +20,7 @@ _HOMES = {
     "SteeredModel": "steered",
     "SteeringEstimator": "estimator",
     "SteeringVector": "vectors",
-    "Sweep": "sweeps",
+    "Sweep": "sweep_results",
     "calibrate": "calibration",
     "lint_contrast": "lint",
     "load_contrast": "datasets",
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from steerkit.sparse_features import SparseFeatures as SparseFeatures
     from steerkit.sparse_probe import SparseProbe as SparseProbe
     from steerkit.steered import SteeredModel as SteeredModel
-    from steerkit.sweeps import Sweep as Sweep
+    from steerkit.sweep_results import Sweep as Sweep
     from steerkit.sweeps import sweep as sweep
     from steerkit.vectors import SteeringVector as SteeringVector
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from steerkit.exceptions import InvalidInputError, NothingSteersError
-from steerkit.sweeps import Sweep
+from steerkit.sweep_results import Sweep
 
 READABLE = 0.6
 """Below this accuracy of its reader an effect is noise; guessing has 0.5."""

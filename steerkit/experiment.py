@@ -21,7 +21,8 @@ from steerkit.metrics import EffectReader
 from steerkit.plots import check_drawable, figures
 from steerkit.recipe import Recipe
 from steerkit.steered import SteeredModel
-from steerkit.sweeps import Sweep, sweep
+from steerkit.sweep_results import Sweep
+from steerkit.sweeps import sweep
 from steerkit.tracking import check_installed, log_run
 from steerkit.vectors import new_folder
 

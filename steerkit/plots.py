@@ -8,7 +8,7 @@ import numpy as np
 from steerkit.calibration import Calibration
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import MissingExtraError
-from steerkit.sweeps import Sweep
+from steerkit.sweep_results import Sweep
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,15 +1,12 @@
 """`sweep`: steer at layers × alphas × prompts, beside controls, measure every answer, and go on after a break."""
 
-import json
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from joblib import Parallel, delayed, effective_n_jobs
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from numpy.typing import NDArray
@@ -19,91 +16,16 @@ from steerkit.batching import batches
 from steerkit.cell_store import CellStore
 from steerkit.cells import Bench, Cell
 from steerkit.estimator import SteeringEstimator
-from steerkit.exceptions import CorruptFileError, InvalidInputError, NonFiniteError, NotFittedError
+from steerkit.exceptions import InvalidInputError, NonFiniteError, NotFittedError
 from steerkit.language_model import LanguageModel
 from steerkit.metrics import TOKENS_PER_BATCH, EffectReader
 from steerkit.prompts import Prompt, check_prompts
-from steerkit.vectors import new_folder
+from steerkit.sweep_results import Sweep, measured_cells
 
 ALPHAS = (-0.7, -0.35, -0.25, -0.15, 0.15, 0.25, 0.35, 0.7)
-BABBLE = 5.0
-"""At this many times the perplexity of the unsteered answer, an answer is no longer taken for one."""
 CONTROLS = ("random", "shuffled")
 DEATHS = 3
 """How often in a row workers may be killed without any batch being finished."""
-METRICS = {
-    "effect": "reading of the answer minus that of the unsteered one, in units of alpha",
-    "preserved": "1 if the unsteered model still finds the question that the answer answers, and no babble, else 0",
-    "margin": "by how much it does, in nats per token",
-    "nll_rise": "nats per token by which the answer is less likely than the unsteered one; log of the perplexity ratio",
-    "distinct_2": "share of word pairs that are not repeated",
-}
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """The measured answers of a sweep.
-
-    Attributes
-    ----------
-    cells : DataFrame
-        One row per answer: ``direction`` ("unsteered", "fitted", "random", "shuffled", "prompted ..."), ``layer`` (-1
-        where nothing is added), ``alpha``, ``prompt``, ``text``, and the columns of `METRICS`.
-    settings : dict
-        JSON values: model, generation, the reader's accuracy.
-    """
-
-    cells: pd.DataFrame
-    settings: dict[str, Any]
-
-    @property
-    def layers(self) -> list[int]:
-        """The steered layers, ascending."""
-        return sorted(int(layer) for layer in self.cells["layer"].unique() if layer >= 0)
-
-    @property
-    def prompts(self) -> list[str]:
-        """The prompts, in the order in which they were given."""
-        return list(self.cells["prompt"].unique())
-
-    def means(self) -> pd.DataFrame:
-        """Return the mean of every metric over the prompts, a row per direction, layer and alpha."""
-        return self.cells.groupby(["direction", "layer", "alpha"])[list(METRICS)].mean().reset_index()
-
-    def pivot(self, metric: str, *, direction: str = "fitted") -> pd.DataFrame:
-        """Return the mean of a metric, layers down and alphas (0, the unsteered answers, included) across."""
-        if metric not in METRICS:
-            raise InvalidInputError(f"metric={metric!r} is not known; pass one of {', '.join(map(repr, METRICS))}.")
-        means = self.means()
-        table = means[means["direction"] == direction].pivot(index="layer", columns="alpha", values=metric)
-        table[0.0] = float(means.loc[means["direction"] == "unsteered", metric].iloc[0])
-        return table.sort_index(axis=1)
-
-    def answers(self, prompt: str, layer: int) -> pd.DataFrame:
-        """Return the cells of one prompt at one layer by ascending alpha, the unsteered answer among them."""
-        mine = self.cells[self.cells["prompt"] == prompt]
-        fitted = (mine["direction"] == "fitted") & (mine["layer"] == layer)
-        return mine[fitted | (mine["direction"] == "unsteered")].sort_values("alpha")
-
-    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write ``cells.jsonl`` and ``sweep.json`` into a new folder."""
-        with new_folder(path, overwrite=overwrite, holds="sweep.json") as folder:
-            rows = self.cells.astype(object).where(self.cells.notna(), None).to_dict("records")
-            # Not by pandas, which rounds: 0.35 must come back as 0.35.
-            lines = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-            (folder / "cells.jsonl").write_text(lines, encoding="utf-8")
-            (folder / "sweep.json").write_text(json.dumps(self.settings, indent=2) + "\n", encoding="utf-8")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read what `save` wrote."""
-        try:
-            lines = Path(path, "cells.jsonl").read_text(encoding="utf-8").splitlines()
-            cells = pd.DataFrame(map(json.loads, lines)).astype({"alpha": float, **dict.fromkeys(METRICS, float)})
-            settings = json.loads(Path(path, "sweep.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CorruptFileError(f"{path} holds no readable sweep ({error}); run it again.") from error
-        return cls(cells, settings)
 
 
 def sweep(
@@ -208,7 +130,7 @@ def sweep(
         "reader_accuracy": reader.accuracy_,
         "reader_layer": reader.layer_,
     }
-    return Sweep(_table(cells, contents, checked), settings)
+    return Sweep(measured_cells(cells, contents, checked), settings)
 
 
 def steered_layers(estimator: SteeringEstimator, layers: Any) -> list[int]:
@@ -281,8 +203,8 @@ def control_directions(
     shuffled = estimator.shuffled_directions_
     if "shuffled" in controls and not shuffled.any():
         raise InvalidInputError(
-            f"{estimator.learner!r} was given its directions, so there are none of shuffled labels; leave out that "
-            "control."
+            f"{estimator.learner!r} has no directions of shuffled labels, as its own were given or a class has one "
+            "text; leave out that control."
         )
     return {kind: every[kind] for kind in ("fitted", *controls)}
 
@@ -329,11 +251,11 @@ def _finished(
     while left:
         before = len(left)
         try:
-            tasks = (
+            tasks = [
                 delayed(_run)(bench, rows, [cells[row] for row in rows]) for rows in missing if tuple(rows) in left
-            )
+            ]
             parallel = Parallel(n_jobs=n_jobs, return_as="generator_unordered", batch_size=1, pre_dispatch="all")
-            for rows, contents in parallel(list(tasks)):
+            for rows, contents in parallel(tasks):
                 left.remove(tuple(rows))
                 yield rows, contents
         except TerminatedWorkerError:
@@ -344,22 +266,6 @@ def _finished(
 
 def _run(bench: Bench, rows: list[int], cells: list[Cell]) -> tuple[list[int], list[dict[str, Any]]]:
     return rows, bench.run(cells)
-
-
-def _table(cells: list[Cell], contents: list[dict[str, Any]], prompts: list[Prompt]) -> pd.DataFrame:
-    """Return the cells with the columns of `METRICS`; effects and rises are relative to the unsteered answers."""
-    rows = [
-        {"direction": cell.direction, "layer": cell.layer, "alpha": cell.alpha, "prompt": cell.prompt, **content}
-        for cell, content in zip(cells, contents, strict=True)
-    ]
-    measured = pd.DataFrame(rows).astype({"margin": float, "nll": float})
-    base = measured[measured["direction"] == "unsteered"].set_index("prompt")
-    measured["effect"] = measured["reading"] - measured["prompt"].map(base["reading"])
-    measured["nll_rise"] = measured["nll"] - measured["prompt"].map(base["nll"])
-    # Scraps of words on the topic still find their question; they preserve nothing.
-    measured["preserved"] = ((measured["margin"] > 0) & (measured["nll_rise"] < np.log(BABBLE))).astype(float)
-    measured["prompt"] = [str(prompts[place]) for place in measured["prompt"]]
-    return measured[["direction", "layer", "alpha", "prompt", "text", *METRICS]]
 
 
 def _bar(progress: bool) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 from steerkit.calibration import Calibration
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import InvalidInputError, MissingExtraError
-from steerkit.sweeps import METRICS, Sweep
+from steerkit.sweep_results import METRICS, Sweep
 
 STORE = "sqlite:///mlruns/mlflow.db"
 PARENT = "steerkit.parent_run"

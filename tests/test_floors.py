@@ -30,6 +30,7 @@ FLOORS = [
     ["sparse_autoencoder", "optimised_direction"],
     ["sparse_features", "fitted_directions", "metrics"],
     ["estimator", "cells"],
+    ["sweep_results"],
     ["sweeps"],
     ["calibration", "references"],
     ["plots", "report", "tracking", "mlflow_model", "recipe"],

@@ -26,7 +26,8 @@ from steerkit.exceptions import CorruptFileError, InvalidInputError, StoreError
 from steerkit.fingerprint import digest_weights
 from steerkit.language_model import LanguageModel
 from steerkit.metrics import EffectReader
-from steerkit.sweeps import Sweep, sweep
+from steerkit.sweep_results import Sweep
+from steerkit.sweeps import sweep
 from tests.models import LABELS, TEXTS, tiny
 
 Saved = Callable[[str], Path]

@@ -13,7 +13,8 @@ from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import CorruptFileError, InvalidInputError, LayerError, NonFiniteError, NothingSteersError
 from steerkit.language_model import LanguageModel
 from steerkit.metrics import EffectReader, generate, question_likelihoods
-from steerkit.sweeps import Sweep, sweep
+from steerkit.sweep_results import Sweep
+from steerkit.sweeps import sweep
 from tests.models import LABELS, TEXTS
 
 PROMPTS, ALPHAS = TEXTS[:3], [-1.0, 0.5]
