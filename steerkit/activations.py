@@ -150,10 +150,12 @@ def remembered_activations(
     """Return what `text_activations` does, computing only what was not asked of this model before.
 
     So the candidates and folds of a grid search send each text through the model once. Other weights, adapters or a
-    chat template forget; hooks of the caller's own are not seen.
+    chat template forget; under hooks of the caller's own, which may do anything, nothing is remembered.
     """
     loaded = model.load()
     with model.held() as bare:
+        if any(module._forward_hooks or module._forward_pre_hooks for module in bare.modules()):
+            return text_activations(model, X, layers=layers, pooling=pooling, batch_size=batch_size)
         state = digest_weights(bare)
         sequences, starts = _encode(model, X)
         keys = [

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -118,8 +119,9 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")  # with the mark that spreadsheets put in front, or without
         if path.suffix.lower() == ".jsonl":
-            rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+            rows = [_object(line, number, path) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
         elif path.suffix.lower() == ".csv":
+            csv.field_size_limit(sys.maxsize)  # texts may be longer than the 128 KiB that csv expects
             reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or []]
             if not {"text", "label"} <= {*reader.fieldnames}:
@@ -134,8 +136,16 @@ def _rows(path: Path) -> list[dict[str, Any]]:
         raise ContrastSetError(f"{path} does not exist; check the path.") from None
     except OSError as error:
         raise ContrastSetError(f"{path} cannot be read ({error.strerror}); pass a file.") from error
-    except (csv.Error, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (csv.Error, UnicodeDecodeError) as error:
         raise ContrastSetError(f"{path} is damaged ({error}); mend it and save it as UTF-8.") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise ContrastSetError(f"{path} has lines that are no JSON objects; write one object per line.")
     return rows
+
+
+def _object(line: str, number: int, path: Path) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ContrastSetError(f"line {number} of {path} is damaged ({error}); mend it.") from error
+    if not isinstance(row, dict):
+        raise ContrastSetError(f"line {number} of {path} is no JSON object; write one object per line.")
+    return row

@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
+from sklearn import config_context
 from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, check_cv
 from sklearn.utils.validation import has_fit_parameter
@@ -139,7 +140,7 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
                 "the learner finds no difference between the classes; pass texts that differ, pool where they do, or "
                 "weaken its penalty."
             )
-        accuracies, aucs, others = [], [], []
+        accuracies, read, others = [], [], []
         given = trait(learner, "prefit", False)
         shuffled = 0 * directions
         if not given and np.bincount(codes).min() > 1:
@@ -150,7 +151,7 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
             others.append(axes)
             readings = np.einsum("nlh,clh->ncl", scaled[test], axes) - parts
             accuracies.append(_accuracies(readings, codes[test]))
-            aucs.append(_aucs(readings, codes[test]))
+            read.append((readings, codes[test]))
         if self.n_bootstrap and splits:
             others = [fit(*drawn)[1] for drawn in _resamples(codes, joined, self.n_bootstrap)]
         binary = len(classes) == 2
@@ -161,7 +162,7 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
         cosines = [(axes * directions).sum(axis=2) for axes in others] or [np.full(cuts.shape, np.nan)]
         self.stability_ = _of_class(np.mean(cosines, axis=0), binary)
         unknown = [np.full(X.shape[1], np.nan)]
-        self.accuracies_, self.aucs_ = np.mean(accuracies or unknown, axis=0), np.mean(aucs or unknown, axis=0)
+        self.accuracies_, self.aucs_ = np.mean(accuracies or unknown, axis=0), _mean_auc(read, X.shape[1])
         enough = accuracies if len(accuracies) > 1 else unknown * 2
         self.accuracy_errors_ = np.std(enough, axis=0, ddof=1) / np.sqrt(len(enough))
         return self
@@ -235,8 +236,12 @@ def _fit_layers(learner: Any, X: Floats, sides: NDArray[np.bool_], pairs: NDArra
     if hasattr(fresh, "fit_layers"):
         return list(fresh.fit_layers(X, targets))
     joined = pairs is not None and np.isin(pairs[sides], pairs[~sides]).any()  # a fold may tear all of them apart
-    options = {"pairs": pairs} if joined and has_fit_parameter(fresh, "pairs") else {}
-    return [clone(fresh).fit(X[:, layer], targets, **options) for layer in range(X.shape[1])]
+    steps = getattr(fresh, "steps", None)
+    last, prefix = (steps[-1][1], f"{steps[-1][0]}__") if steps else (fresh, "")
+    options = {f"{prefix}pairs": pairs} if joined and has_fit_parameter(last, "pairs") else {}
+    # The parameters are named by step, whether or not the caller has scikit-learn route metadata.
+    with config_context(enable_metadata_routing=False):
+        return [clone(fresh).fit(X[:, layer], targets, **options) for layer in range(X.shape[1])]
 
 
 def _unit(weights: Floats, bias: float) -> tuple[Floats, float]:
@@ -261,6 +266,16 @@ def _aucs(readings: Floats, codes: Integers) -> Floats:
         with np.errstate(invalid="ignore"):
             curves.append((ranks - n_inside * (n_inside + 1) / 2) / (n_inside * n_outside))
     return np.asarray(np.mean(curves, axis=0))
+
+
+def _mean_auc(read: list[tuple[Floats, Integers]], n_layers: int) -> Floats:
+    """Mean over the folds that have every class; where none has, as when one is left out, all readings are one fold."""
+    curves = [curve for readings, codes in read if not np.isnan(curve := _aucs(readings, codes)).any()]
+    if curves:
+        return np.asarray(np.mean(curves, axis=0))
+    if not read:
+        return np.full(n_layers, np.nan)
+    return _aucs(np.concatenate([readings for readings, _ in read]), np.concatenate([codes for _, codes in read]))
 
 
 def _resamples(

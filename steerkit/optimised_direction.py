@@ -11,7 +11,7 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from steerkit.checks import check_count
+from steerkit.checks import check_count, check_positive
 from steerkit.exceptions import PromptError
 from steerkit.hooks import edit
 from steerkit.language_model import LanguageModel
@@ -72,6 +72,9 @@ class OptimisedDirection(BaseEstimator):
             )
         for name in ("max_epochs", "batch_size"):
             check_count(name, getattr(self, name))
+        for name in ("beta", "learning_rate"):
+            check_positive(name, getattr(self, name))
+        check_positive("weight_decay", self.weight_decay, zero=True)
         prompts, completions = split_pairs(texts)
         heads, rows = model.encode(prompts), model.encode(prompts, completions)
         samples = [(row, len(head), float(2 * side - 1)) for row, head, side in zip(rows, heads, sides, strict=True)]

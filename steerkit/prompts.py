@@ -27,6 +27,11 @@ def check_prompt(prompt: object, index: int) -> None:
             texts.append(message["content"])
     else:
         texts = [prompt]
+        if isinstance(prompt, list) and prompt and all(isinstance(part, str) for part in prompt):
+            raise PromptError(
+                f"prompt {index} is a list of str; pass a (prompt, completion) pair as a tuple, or chat messages as "
+                "{'role': 'user', 'content': text}."
+            )
         if not isinstance(prompt, str):
             raise PromptError(
                 f"prompt {index} is a {type(prompt).__name__}, text was expected; pass a str, or a list of chat "

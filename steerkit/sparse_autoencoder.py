@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from steerkit.activations import stream_activations
 from steerkit.autoencoder_files import read_autoencoder, write_autoencoder
-from steerkit.checks import check_count
+from steerkit.checks import check_count, check_positive
 from steerkit.exceptions import CorruptFileError, InvalidInputError
 from steerkit.language_model import LanguageModel
 from steerkit.lightning_training import train
@@ -85,6 +85,7 @@ class SparseAutoencoder(TransformerMixin, BaseEstimator):
         data = validate_data(self, X, dtype=np.float32)
         for name in ("n_features", "k", "max_epochs", "batch_size"):
             check_count(name, getattr(self, name))
+        check_positive("learning_rate", self.learning_rate)
         if self.k > self.n_features:
             raise InvalidInputError(f"k={self.k!r} is outside 1..n_features={self.n_features!r}; pass fewer.")
         centre = data.mean(axis=0)

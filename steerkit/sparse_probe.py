@@ -1,7 +1,7 @@
 """`SparseProbe`: an L1 logistic regression for all layers at once, trained with Lightning."""
 
 import warnings
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Self
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from torch.utils.data import DataLoader
 
-from steerkit.checks import check_count
+from steerkit.checks import check_count, check_positive
 from steerkit.exceptions import InvalidInputError
 from steerkit.learners import BinaryClassifier, Floats, Integers
 from steerkit.lightning_training import train
@@ -33,7 +33,8 @@ class SparseProbe(BinaryClassifier):
     Parameters
     ----------
     C : float
-        Inverse strength of the penalty.
+        Inverse strength of the penalty. One dimension a thousand times as large as the others sets the scale for all
+        and may leave nothing of them; with ``k`` they still count.
     k : int, optional
         Keep this many neurons instead: the largest under the first penalty, from strong to weak, that leaves so many.
         They are refitted under the L2 penalty that scikit-learn's ``LogisticRegression(C=C)`` has. Fewer are left only
@@ -99,8 +100,8 @@ class SparseProbe(BinaryClassifier):
 
     def _solve(self, X: Floats, sides: Integers) -> "_Newton":
         """Train on X ``(n_problems, n_samples, n_features)``."""
-        if not isinstance(self.C, Real) or not self.C > 0:
-            raise InvalidInputError(f"C={self.C!r} is not above 0; pass an inverse penalty such as 1.0.")
+        check_positive("C", self.C)
+        check_positive("tol", self.tol)
         if self.k is not None and (
             not isinstance(self.k, Integral) or isinstance(self.k, bool) or not 1 <= self.k <= X.shape[2]
         ):
@@ -115,8 +116,9 @@ class SparseProbe(BinaryClassifier):
             check_on_train_epoch_end=True,
         )  # fmt: skip
         batch = torch.tensor(X), torch.from_numpy(sides).double()
+        loader = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]  # a list is all a loader needs
         trainer = train(
-            module, DataLoader([batch], batch_size=None), max_epochs=self.max_iter, callbacks=[stop],
+            module, loader, max_epochs=self.max_iter, callbacks=[stop],
             accelerator=self.accelerator, devices=self.devices, progress_bar=self.progress_bar,
         )  # fmt: skip
         if not float(trainer.callback_metrics["violation"]) <= self.tol:

@@ -63,16 +63,16 @@ class SteeredModel:
         if not self.vectors:
             raise InvalidInputError("vectors is empty; pass at least one SteeringVector.")
         alphas = self._alphas(alpha, 1)[0]
-        self.alpha: Any = (
-            dict(zip(self._names(), alphas.tolist(), strict=True)) if isinstance(alpha, Mapping) else float(alphas[0])
-        )
+        named = dict(zip(self._names(), alphas.tolist(), strict=True))
+        self.alpha: Any = {n: named[n] for n in alpha} if isinstance(alpha, Mapping) else float(alphas[0])
         for vector in self.vectors:
             vector.fingerprint.check(self.model.fingerprint, self.model.name or "the model")
             self.model.check_layer(vector.layer)
 
     def __repr__(self) -> str:
-        layers = ", ".join(str(vector.layer) for vector in self.vectors)
-        return f"SteeredModel({self.model!r}, layer={layers}, alpha={self.alpha!r}, operation={self.operation!r})"
+        layers = [vector.layer for vector in self.vectors]
+        layer = layers[0] if len(layers) == 1 else layers
+        return f"SteeredModel({self.model!r}, layer={layer}, alpha={self.alpha!r}, operation={self.operation!r})"
 
     @overload
     def generate(self, prompts: Prompt, *, alpha: Alpha | None = None, **generation: Any) -> str: ...
@@ -207,7 +207,7 @@ class SteeredModel:
             yield
 
     def _edits(self, vector: SteeringVector, alphas: torch.Tensor) -> Iterator[Edit]:
-        if self.operation == "add" and not alphas.any():
+        if torch.isnan(alphas).all() or (self.operation == "add" and not alphas.any()):
             return
         amounts = {
             "add": alphas * vector.norm,
@@ -231,11 +231,9 @@ class SteeredModel:
                 f"alpha names {', '.join(map(repr, unknown))}; the vectors lead to "
                 f"{', '.join(map(repr, self._names()))}, pass these."
             )
-        if self.operation == "clamp" and len(alpha) < len(self.vectors):
-            raise InvalidInputError(
-                f"alpha names {len(alpha)} of {len(self.vectors)} vectors; clamp sets a projection for each, pass all."
-            )
-        return np.stack([self._column(alpha.get(name, 0.0), n_prompts) for name in self._names()], axis=1)
+        unnamed = np.full(n_prompts, np.nan)
+        columns = [self._column(alpha[n], n_prompts) if n in alpha else unnamed for n in self._names()]
+        return np.stack(columns, axis=1)
 
     def _column(self, alpha: Any, n_prompts: int) -> NDArray[np.float64]:
         try:

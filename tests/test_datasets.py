@@ -128,8 +128,12 @@ def test_three_labels_are_three_classes(tmp_path: Path) -> None:
             "label,text\nx,Hello, you\ny,b\n",
             "row 1 of {path} has more fields than the header; put texts with commas in quotes.",
         ),
-        ("a.jsonl", '{"text": "a"', "{path} is damaged (Expecting ',' delimiter: line 1 column 13 (char 12)); mend it"),
-        ("a.jsonl", "[1]", "{path} has lines that are no JSON objects; write one object per line."),
+        (
+            "a.jsonl",
+            '{"text": "a"',
+            "line 1 of {path} is damaged (Expecting ',' delimiter: line 1 column 13 (char 12)); mend",
+        ),
+        ("a.jsonl", "\n[1]", "line 2 of {path} is no JSON object; write one object per line."),
         ("a.txt", "a", "{path} is no .csv or .jsonl file; save the contrast set as one of them."),
     ],
 )
@@ -138,6 +142,12 @@ def test_bad_files_are_refused(tmp_path: Path, name: str, content: str, expected
     path.write_text(content)
     with pytest.raises(ContrastSetError, match=re.escape(expected.format(path=path))):
         load_contrast(path)
+
+
+def test_long_texts_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text(f"text,label\n{'a' * 200_000},x\nb,y\n")
+    assert len(load_contrast(path).data[0]) == 200_000
 
 
 def test_missing_files_and_subsets_are_refused(tmp_path: Path) -> None:

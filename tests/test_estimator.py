@@ -228,7 +228,14 @@ def test_memory_keeps_activations(saved: Saved, tmp_path: Path) -> None:
 def rows_through(model: LanguageModel) -> list[int]:
     """Numbers of rows that went through the first block, from now on."""
     rows: list[int] = []
-    model.blocks[0].register_forward_hook(lambda _module, args, _output: rows.append(len(args[0])))
+    block = model.blocks[0]
+    forward = block.forward
+
+    def counting(hidden: torch.Tensor, *args: Any, **options: Any) -> Any:
+        rows.append(len(hidden))
+        return forward(hidden, *args, **options)
+
+    block.forward = counting  # no hook: under hooks of a caller's own nothing is remembered
     return rows
 
 
@@ -241,6 +248,17 @@ def test_a_grid_search_sends_each_prompt_through_the_model_once() -> None:
     assert sum(rows) == len(TEXTS)
     search.predict(["is it a new star ?", *TEXTS])
     assert sum(rows) == len(TEXTS) + 1
+
+
+def test_a_hook_of_the_callers_own_is_seen() -> None:
+    model = tiny("llama")
+    before = SteeringEstimator(model, learner="mean-diff", cv=2).fit(TEXTS, LABELS)
+    hook = model.blocks[0].register_forward_hook(lambda _module, _args, output: output * 2)
+    under = SteeringEstimator(model, learner="mean-diff", cv=2).fit(TEXTS, LABELS)
+    hook.remove()
+    after = SteeringEstimator(model, learner="mean-diff", cv=2).fit(TEXTS, LABELS)
+    assert under.norms_[0] == pytest.approx(2 * before.norms_[0])
+    np.testing.assert_array_equal(after.norms_, before.norms_)
 
 
 def test_training_the_model_forgets_what_it_put_out() -> None:
@@ -334,7 +352,7 @@ def test_several_vectors_are_saved_with_an_alpha_each(saved: Saved, tmp_path: Pa
     steered = estimator.export(alpha={"glad": 1.0, "sad": -0.5})
     steered.save_pretrained(tmp_path / "moods")
     loaded = SteeredModel.from_pretrained(tmp_path / "moods")
-    assert loaded.alpha == {"calm": 0.0, "glad": 1.0, "sad": -0.5}
+    assert loaded.alpha == {"glad": 1.0, "sad": -0.5}
     assert loaded.generate(TEXTS[0], max_new_tokens=8) == steered.generate(TEXTS[0], max_new_tokens=8)
 
 

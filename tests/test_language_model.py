@@ -96,7 +96,11 @@ def test_with_cache_is_without(model: LanguageModel) -> None:
         (["what", 3], "prompt 1 is a int, text was expected; pass a str, or a list of chat messages."),
         (["what", None], "prompt 1 is a NoneType, text was expected; pass a str, or a list of chat messages."),
         ([[]], "prompt 0 is a list, text was expected; pass a str, or a list of chat messages."),
-        ([["a", "b"]], "prompt 0 is a list, text was expected; pass a str, or a list of chat messages."),
+        (
+            [["a", "b"]],
+            "prompt 0 is a list of str; pass a (prompt, completion) pair as a tuple, or chat messages as "
+            "{'role': 'user', 'content': text}.",
+        ),
         (
             [[{"content": "hi"}]],
             "prompt 0 has a message without role and content; pass {'role': 'user', 'content': text}.",

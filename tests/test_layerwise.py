@@ -5,12 +5,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sklearn import config_context
 from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, StratifiedKFold
+from sklearn.model_selection import GridSearchCV, GroupKFold, KFold, LeaveOneOut, StratifiedKFold
 from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
 
 from steerkit.exceptions import ContrastSetError, InvalidInputError, NotFittedError
 from steerkit.layerwise import LayerwiseDirections
+from steerkit.learners import PrincipalDifference
 from steerkit.sparse_probe import SparseProbe
 
 LEARNERS = ["probe", "mean-diff", "mass-mean", "pca", "sparse-probe"]
@@ -208,6 +211,29 @@ def test_the_area_under_the_curve_is_that_of_scikit_learn() -> None:
         for train, test in splits
     ]
     assert fitted.aucs_[2] == pytest.approx(np.mean(expected), abs=5e-3)
+
+
+def test_leaving_one_out_gives_the_area_over_all_readings() -> None:
+    X, y, _ = planted()
+    rows = np.r_[0:8, len(X) - 8 : len(X)] if len(set(y[:8])) == 1 else np.arange(16)
+    fitted = LayerwiseDirections("mean-diff", cv=LeaveOneOut()).fit(X[rows], y[rows])
+    readings = [
+        LayerwiseDirections("mean-diff", cv=2).fit(X[rest], y[rest]).readings(X[[row]])[0, 2]
+        for row in rows
+        for rest in [rows[rows != row]]
+    ]
+    assert fitted.aucs_[2] == pytest.approx(roc_auc_score(y[rows], readings), abs=0.05)
+
+
+@pytest.mark.parametrize("routing", [False, True])
+def test_pairs_reach_the_learner_inside_a_pipeline(routing: bool) -> None:
+    generator = np.random.default_rng(0)
+    base, shift = generator.normal(size=(60, 1, 24)) * 5, np.eye(24)[3]
+    X = np.concatenate([base, base + shift + 0.1 * generator.normal(size=(60, 1, 24))])
+    y, pairs = np.repeat([0, 1], 60), np.tile(np.arange(60), 2)
+    pipeline = make_pipeline(FunctionTransformer(), PrincipalDifference())
+    with config_context(enable_metadata_routing=routing):
+        assert LayerwiseDirections(pipeline).fit(X, y, pairs=pairs).directions_[0] @ shift > 0.99
 
 
 def test_pairs_reach_the_learner_that_uses_them() -> None:

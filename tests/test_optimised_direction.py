@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from steerkit.estimator import SteeringEstimator
-from steerkit.exceptions import ContrastSetError, PromptError
+from steerkit.exceptions import ContrastSetError, InvalidInputError, PromptError
 from steerkit.language_model import LanguageModel
 from steerkit.optimised_direction import OptimisedDirection
 from tests.models import TEXTS, tiny
@@ -74,3 +74,11 @@ def test_it_needs_completions_of_two_classes() -> None:
         SteeringEstimator(tiny("llama"), learner="optimised").fit(TEXTS, [0, 1] * 6)
     with pytest.raises(ContrastSetError, match=r"^y has 3 classes, an optimised direction takes two; pass two\.$"):
         SteeringEstimator(tiny("llama"), learner="optimised").fit(PAIRS, [0, 1, 2] * 4)
+
+
+@pytest.mark.parametrize("setting", ["beta", "learning_rate", "weight_decay"])
+def test_senseless_settings_are_refused(setting: str) -> None:
+    least = "from 0 up" if setting == "weight_decay" else "above 0"
+    with pytest.raises(InvalidInputError, match=rf"^{setting}=nan is no number {least}; pass such a number\.$"):
+        learner = OptimisedDirection().set_params(**{setting: float("nan")})
+        SteeringEstimator(tiny("llama"), learner=learner).fit([("who", "it"), ("who", "a")], [0, 1])

@@ -108,7 +108,7 @@ def test_too_few_steps_warn() -> None:
 
 def test_senseless_settings_are_refused() -> None:
     X, y = layers()
-    with pytest.raises(InvalidInputError, match=re.escape("C=0 is not above 0; pass an inverse penalty such as 1.0.")):
+    with pytest.raises(InvalidInputError, match=re.escape("C=0 is no number above 0; pass such a number.")):
         SparseProbe(C=0).fit(X[:, 0], y)
     with pytest.raises(
         InvalidInputError,
@@ -117,5 +117,5 @@ def test_senseless_settings_are_refused() -> None:
         SparseProbe(k=61).fit(X[:, 0], y)
     with pytest.raises(InvalidInputError, match=re.escape("k=2.5 is outside 1..60, the number of features; pass a ")):
         SparseProbe(k=2.5).fit(X[:, 0], y)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match=re.escape("C='1' is not above 0; pass an inverse penalty such as")):
+    with pytest.raises(InvalidInputError, match=re.escape("C='1' is no number above 0; pass such a number.")):
         SparseProbe(C="1").fit(X[:, 0], y)  # type: ignore[arg-type]

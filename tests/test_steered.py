@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,24 @@ def test_steering_keeps_the_dtype_of_the_model(dtype: torch.dtype) -> None:
     model = tiny("gemma3", dtype=dtype)
     with SteeredModel(model, vector_for(model)).steering(0.5):
         assert logits(model).dtype == dtype
+
+
+@pytest.mark.parametrize("operation", ["add", "ablate", "clamp"])
+def test_a_vector_that_alpha_does_not_name_does_nothing(model: LanguageModel, operation: str) -> None:
+    one, other = vector_for(model, layer=1), vector_for(model, layer=3, seed=1)
+    other = replace(other, classes=("calm", "angry"))
+    both = SteeredModel(model, [one, other], alpha={"expert": 0.5}, operation=operation)
+    assert both.alpha == {"expert": 0.5}
+    with both.steering():
+        together = logits(model)
+    with SteeredModel(model, one, alpha=0.5, operation=operation).steering():
+        torch.testing.assert_close(together, logits(model), rtol=0, atol=0)
+
+
+def test_the_repr_names_all_layers(model: LanguageModel) -> None:
+    one, other = vector_for(model, layer=1), vector_for(model, layer=3, seed=1)
+    assert "layer=[1, 3]," in repr(SteeredModel(model, [one, other]))
+    assert "layer=1," in repr(SteeredModel(model, one))
 
 
 def test_clamp_and_ablate_reach_the_projection_they_name(model: LanguageModel) -> None:
