@@ -116,7 +116,7 @@ class SparseProbe(BinaryClassifier):
             check_on_train_epoch_end=True,
         )  # fmt: skip
         batch = torch.tensor(X), torch.from_numpy(sides).double()
-        loader = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]  # a list is all a loader needs
+        loader: DataLoader[Any] = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]  # a list is all a loader needs
         trainer = train(
             module, loader, max_epochs=self.max_iter, callbacks=[stop],
             accelerator=self.accelerator, devices=self.devices, progress_bar=self.progress_bar,
