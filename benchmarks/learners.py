@@ -19,7 +19,7 @@ import numpy as np
 from sklearn.linear_model import LogisticRegression
 
 from steerkit import LanguageModel, LayerwiseDirections, SteeringEstimator, load_expertise, sweep
-from steerkit.metrics import EffectReader
+from steerkit.reading import EffectReader
 
 LEARNERS: dict[str, Any] = {name: name for name in ("probe", "mean-diff", "mass-mean", "pca", "sparse-probe")}
 LEARNERS["probe, C=100"] = LogisticRegression(C=100.0, max_iter=5000)

@@ -31,9 +31,9 @@ from recipes.tutor.lessons import IGNORED, Lessons
 from recipes.tutor.loading import load
 from steerkit import LanguageModel, SteeringEstimator, load_expertise, sweep
 from steerkit.hooks import edit
-from steerkit.likelihood import summed_log_likelihoods
-from steerkit.metrics import EffectReader, generate, log_likelihoods
+from steerkit.likelihood import log_likelihoods, summed_log_likelihoods
 from steerkit.operations import add
+from steerkit.reading import EffectReader, generate
 
 ALPHA = 0.4
 """Where steering must work; at twice that it must break."""

@@ -8,10 +8,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "ActivationExtractor": "activations",
     "Calibration": "calibration",
+    "EffectReader": "reading",
     "LanguageModel": "language_model",
     "LayerwiseDirections": "layerwise",
     "MassMean": "learners",
     "MeanDifference": "learners",
+    "Metric": "metrics",
     "OptimisedDirection": "optimised_direction",
     "PrincipalDifference": "learners",
     "SparseAutoencoder": "sparse_autoencoder",
@@ -43,7 +45,9 @@ if TYPE_CHECKING:
     from steerkit.learners import MeanDifference as MeanDifference
     from steerkit.learners import PrincipalDifference as PrincipalDifference
     from steerkit.lint import lint_contrast as lint_contrast
+    from steerkit.metrics import Metric as Metric
     from steerkit.optimised_direction import OptimisedDirection as OptimisedDirection
+    from steerkit.reading import EffectReader as EffectReader
     from steerkit.references import sweep_references as sweep_references
     from steerkit.sparse_autoencoder import SparseAutoencoder as SparseAutoencoder
     from steerkit.sparse_features import SparseFeatures as SparseFeatures

@@ -14,9 +14,11 @@ from steerkit.cell_store import digest
 from steerkit.fingerprint import digest_weights
 from steerkit.hooks import Edit, edit
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import EffectReader, distinct_2, question_likelihoods
+from steerkit.likelihood import question_likelihoods
+from steerkit.metrics import distinct_2
 from steerkit.operations import add
 from steerkit.prompts import Prompt
+from steerkit.reading import EffectReader
 
 
 @dataclass(frozen=True)

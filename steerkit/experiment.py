@@ -17,8 +17,8 @@ from steerkit.datasets import bag_of_words_accuracy, expertise_path, load_contra
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import NothingSteersError
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import EffectReader
 from steerkit.plots import check_drawable, figures
+from steerkit.reading import EffectReader
 from steerkit.recipe import Recipe
 from steerkit.steered import SteeredModel
 from steerkit.sweep_results import Sweep

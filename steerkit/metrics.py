@@ -1,160 +1,223 @@
-"""What generated text is measured by: effect, preservation, fluency, repetition. No outside judge is needed.
+"""What generated text is measured by: objects with a name, a unit, and a word on what they cannot see.
 
-All of them read finished text with the **unsteered** model: reading under the hook would be circular.
+All of them read finished text, with the **unsteered** model where they need one: reading under the hook would be
+circular. A function of a prompt and an answer is a metric too.
 """
 
-import hashlib
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from numpy.typing import ArrayLike, NDArray
 
-from steerkit.activations import pooled_activations
-from steerkit.batching import batches
-from steerkit.exceptions import ContrastSetError, NotFittedError
+from steerkit.exceptions import InvalidInputError
 from steerkit.language_model import LanguageModel
-from steerkit.layerwise import LayerwiseDirections
-from steerkit.likelihood import summed_log_likelihoods
-from steerkit.prompts import Prompt, check_prompts
+from steerkit.likelihood import Floats, question_likelihoods
+from steerkit.prompts import Prompt
+from steerkit.reading import EffectReader
 
-Floats = NDArray[np.float64]
-LOGITS_PER_BATCH = 2**26  # 256 MiB of float32
-TOKENS_PER_BATCH = 16384
+BABBLE = 5.0
+"""At this many times the perplexity of the unsteered answer, an answer is no longer taken for one."""
 
 
-class EffectReader:
-    """Reads how far a text leans to either class: a probe on the unsteered model's activations of *answers*.
+@dataclass(frozen=True)
+class Answers:
+    """Answers beside their prompts and the unsteered answers to these; three lists of one length."""
 
-    It is fitted on the answers that the unsteered model gives to labelled prompts, which must be other prompts than
-    those that the steering direction was fitted on. The answers are read alone, outside the chat template, so
-    neither the persona in the prompt nor the question can leak into the reading.
+    prompts: Sequence[Prompt]
+    texts: Sequence[str]
+    unsteered: Sequence[str]
 
-    It cannot see whether a text is true or on topic, and it reads what *this* model says to either class, which
-    need not be what a person would call expert or novice.
+
+class Metric(ABC):
+    """A number for each answer.
 
     Attributes
     ----------
-    accuracy_ : float
-        Cross-validated; near 0.5 the model answers both classes alike, and effects mean nothing.
-    layer_ : int
-        The layer at which answers are read: the one with the best accuracy, the middle-most of equals.
+    name : str
+        Of the column in `Sweep.cells`.
+    greater_is_better : bool or None
+        None where neither end is better.
+    unit : str
     """
 
-    def __init__(self, model: str | LanguageModel, *, learner: Any = "probe", max_new_tokens: int = 64) -> None:
+    name: str
+    greater_is_better: bool | None
+    unit: str
+
+    @abstractmethod
+    def measure(self, answers: Answers) -> Floats:
+        """Return ``(n_answers,)``; NaN for an answer that has none."""
+
+
+class Effect(Metric):
+    """How far the answer moved towards ``classes_[1]``: its reading minus that of the unsteered answer.
+
+    It cannot see whether a text is true or on topic, and it reads what *this* model says to either class, which need
+    not be what a person would call by that name.
+    """
+
+    name = "effect"
+    greater_is_better = None
+    unit = "alpha"
+
+    def __init__(self, reader: EffectReader) -> None:
+        self.reader = reader
+
+    def measure(self, answers: Answers) -> Floats:
+        """Read both texts of each answer."""
+        return self.reader.read(answers.texts) - self.reader.read(answers.unsteered)
+
+
+class _OfQuestions(Metric):
+    """What is told by how likely an answer is under its own question and under others."""
+
+    def __init__(self, model: str | LanguageModel, candidates: Sequence[Prompt] = ()) -> None:
         self.model = LanguageModel.of(model)
-        self.learner = learner
-        self.max_new_tokens = max_new_tokens
+        self.candidates = list(candidates)
 
-    def fit(self, X: Sequence[Prompt], y: ArrayLike, groups: ArrayLike | None = None) -> Self:
-        """Answer the labelled prompts unsteered and fit the probe on the answers."""
-        answers = generate(self.model, self.model.encode(check_prompts(X)), max_new_tokens=self.max_new_tokens)
-        kept = [index for index, answer in enumerate(answers) if self.model.encode_text(answer)]
-        y, groups = np.asarray(y)[kept], None if groups is None else np.asarray(groups)[kept]
-        if len(np.unique(y)) < 2:
-            raise ContrastSetError(
-                f"the model answers {len(answers) - len(kept)} of {len(answers)} held-out prompts with nothing, so "
-                "there is nothing to read an effect by; allow more new tokens or pass other prompts."
+    def likelihoods(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[Floats, Floats]:
+        """Nats per token under the own question and under the best other candidate."""
+        candidates = [*self.candidates, *(prompt for prompt in prompts if prompt not in self.candidates)]
+        return question_likelihoods(self.model, prompts, texts, candidates)
+
+
+class Margin(_OfQuestions):
+    """By how much the answer suits its own question better than the best of the other candidates.
+
+    It cannot see false statements that stay on topic; babble on the topic has a margin too.
+    """
+
+    name = "margin"
+    greater_is_better = True
+    unit = "nats per token"
+
+    def measure(self, answers: Answers) -> Floats:
+        """Compare the questions."""
+        own, best_other = self.likelihoods(answers.prompts, answers.texts)
+        return own - best_other
+
+
+class Fluency(_OfQuestions):
+    """How much less likely the answer is than the unsteered one: the log of the ratio of their perplexities.
+
+    It cannot see what is fluent and wrong, and a fluent answer in a style that the model seldom uses counts as less
+    fluent. Endless repetition is likely, so read it beside ``distinct_2``.
+    """
+
+    name = "nll_rise"
+    greater_is_better = False
+    unit = "nats per token"
+
+    def measure(self, answers: Answers) -> Floats:
+        """Compare the answers."""
+        own, _ = self.likelihoods(answers.prompts, answers.texts)
+        unsteered, _ = self.likelihoods(answers.prompts, answers.unsteered)
+        return unsteered - own
+
+
+class Preservation(_OfQuestions):
+    """1 if the unsteered model still finds the question that the answer answers, and no babble, else 0.
+
+    It cannot see false statements that stay on topic.
+    """
+
+    name = "preserved"
+    greater_is_better = True
+    unit = "share"
+
+    def measure(self, answers: Answers) -> Floats:
+        """Combine margin and fluency."""
+        own, best_other = self.likelihoods(answers.prompts, answers.texts)
+        unsteered, _ = self.likelihoods(answers.prompts, answers.unsteered)
+        return preserved(own - best_other, unsteered - own)
+
+
+class Distinct2(Metric):
+    """The share of word pairs that occur in the answer for the first time; low: it repeats itself.
+
+    It cannot see nonsense that does not repeat itself, and falls with length by itself.
+    """
+
+    name = "distinct_2"
+    greater_is_better = True
+    unit = "share"
+
+    def measure(self, answers: Answers) -> Floats:
+        """Count pairs."""
+        return np.array([distinct_2(text) for text in answers.texts])
+
+
+class Length(Metric):
+    """The number of words. It cannot see what they say."""
+
+    name = "length"
+    greater_is_better = None
+    unit = "words"
+
+    def measure(self, answers: Answers) -> Floats:
+        """Count words."""
+        return np.array([float(n_words(text)) for text in answers.texts])
+
+
+class Function(Metric):
+    """A function of a prompt and an answer, under its own name."""
+
+    greater_is_better = None
+    unit = ""
+    RESERVED: ClassVar = ("direction", "layer", "alpha", "prompt", "text")
+
+    def __init__(self, function: Callable[[Any, str], float], name: str | None = None) -> None:
+        self.function = function
+        self.name = str(name or getattr(function, "__name__", type(function).__name__))
+        if not self.name.isidentifier() or self.name in self.RESERVED:
+            raise InvalidInputError(
+                f"a metric cannot be called {self.name!r}; pass a named function, or Function(function, 'name')."
             )
-        layers = list(range(self.model.n_layers))
-        activations = self._activations([answers[index] for index in kept], layers)
-        probe = LayerwiseDirections(self.learner).fit(activations, y, groups)
-        scores = np.nan_to_num(probe.accuracies_)
-        middle = (len(layers) - 1) / 2
-        self.layer_ = min(np.flatnonzero(scores == scores.max()).tolist(), key=lambda layer: abs(layer - middle))
-        self.accuracy_ = float(scores[self.layer_])
-        self._direction = probe.directions_[self.layer_].astype(np.float64)
-        self._offset, self._norm = float(probe.offsets_[self.layer_]), float(probe.norms_[self.layer_])
-        return self
 
-    def read(self, texts: Sequence[str]) -> Floats:
-        """Return ``(n_texts,)``, positive towards ``classes_[1]``, in units of the norm; 0 for an empty text."""
-        if not hasattr(self, "layer_"):
-            raise NotFittedError("EffectReader is not fitted; call fit with prompts that the direction has not seen.")
-        readings = np.zeros(len(texts))
-        filled = [index for index, text in enumerate(texts) if self.model.encode_text(text)]
-        if filled:
-            activations = self._activations([texts[index] for index in filled], [self.layer_])[:, 0]
-            readings[filled] = (activations @ self._direction - self._offset) / self._norm
-        return readings
-
-    def digest(self) -> str:
-        """Return a digest of what `read` depends on besides the model."""
-        content = repr((self.layer_, self._offset, self._norm)).encode() + self._direction.tobytes()
-        return hashlib.sha256(content).hexdigest()
-
-    def _activations(self, texts: Sequence[str], layers: list[int]) -> NDArray[np.float32]:
-        sequences = [self.model.encode_text(text)[: self.model.context_length] for text in texts]
-        return pooled_activations(self.model, sequences, layers=layers, pooling="mean")
+    def measure(self, answers: Answers) -> Floats:
+        """Call the function for each answer."""
+        values = [self.function(p, text) for p, text in zip(answers.prompts, answers.texts, strict=True)]
+        try:
+            return np.array(values, dtype=np.float64).reshape(len(values))
+        except (TypeError, ValueError):
+            raise InvalidInputError(
+                f"metric {self.name!r} returned {values[0]!r}, a number for each answer was expected; mend it."
+            ) from None
 
 
-def generate(model: LanguageModel, sequences: Sequence[list[int]], **generation: Any) -> list[str]:
-    """Generate unsteered, in batches; one text per token sequence, in their order."""
-    texts = [""] * len(sequences)
-    room = generation.get("max_new_tokens", 0)
-    with model.held():
-        for rows in batches([len(sequence) + room for sequence in sequences], tokens=TOKENS_PER_BATCH):
-            for row, text in zip(rows, model.generate([sequences[row] for row in rows], **generation), strict=True):
-                texts[row] = text
-    return texts
+METRICS: dict[str, type[Metric]] = {
+    metric.name: metric for metric in (Effect, Preservation, Margin, Fluency, Distinct2, Length)
+}
+"""What every sweep measures, by column."""
 
 
-def logits_limit(model: LanguageModel) -> int:
-    """Return the number of tokens whose logits fit in a batch."""
-    return max(1, LOGITS_PER_BATCH // int(model.model.config.get_text_config(decoder=True).vocab_size))
+def as_metric(metric: Metric | Callable[[Any, str], float]) -> Metric:
+    """Return a metric, or the metric that a function makes."""
+    if isinstance(metric, Metric):
+        return metric
+    if isinstance(metric, type) or not callable(metric):
+        raise InvalidInputError(f"metric={metric!r} is no Metric and no function; pass def f(prompt, answer) -> float.")
+    return Function(metric)
 
 
-def log_likelihoods(
-    model: LanguageModel, prompts: Sequence[Prompt], answers: Sequence[str]
-) -> tuple[Floats, NDArray[np.int64]]:
-    """Return the summed log-likelihood (nats) of each answer given its prompt, and its number of tokens.
+def preserved(margin: Any, nll_rise: Any) -> Floats:
+    """Return 1 where the question is found and the answer is no babble, else 0.
 
-    Equal pairs go through the model once.
+    Scraps of words on the topic still find their question; they preserve nothing.
     """
-    keys = [(str(prompt), answer) for prompt, answer in zip(prompts, answers, strict=True)]
-    first = {key: index for index, key in reversed(list(enumerate(keys)))}
-    unique = sorted(first.values())
-    heads = dict(zip([keys[i][0] for i in unique], model.encode([prompts[i] for i in unique]), strict=True))
-    sequences = model.encode([prompts[i] for i in unique], [answers[i] for i in unique])
-    starts = [len(heads[keys[i][0]]) for i in unique]
-    sums = np.zeros(len(unique))
-    with model.held(), torch.inference_mode():
-        for rows in batches([len(s) for s in sequences], tokens=logits_limit(model)):
-            nats = summed_log_likelihoods(model, [sequences[row] for row in rows], [starts[row] for row in rows])
-            sums[rows] = nats.double().cpu().numpy()
-    place = {keys[i]: position for position, i in enumerate(unique)}
-    order = [place[key] for key in keys]
-    counts = np.array([len(s) - start for s, start in zip(sequences, starts, strict=True)])
-    return sums[order], counts[order]
-
-
-def question_likelihoods(
-    model: LanguageModel, prompts: Sequence[Prompt], answers: Sequence[str], candidates: Sequence[Prompt]
-) -> tuple[Floats, Floats]:
-    """Return how likely each answer is, in nats per token, given its own question and given the best other candidate.
-
-    Where its own is likelier, the unsteered model still finds the question among the candidates, and the meaning is
-    *preserved*. The answer's own style cancels, since it is the same under every question. This cannot see false
-    statements that stay on topic. An empty answer has NaN: it preserves nothing.
-    """
-    others = [[candidate for candidate in candidates if candidate != prompt] for prompt in prompts]
-    asked = [c for prompt, distractors in zip(prompts, others, strict=True) for c in [prompt, *distractors]]
-    said = [answer for answer, distractors in zip(answers, others, strict=True) for _ in range(len(distractors) + 1)]
-    sums, counts = log_likelihoods(model, asked, said)
-    own, best_other, start = np.full(len(answers), np.nan), np.full(len(answers), np.nan), 0
-    for index, distractors in enumerate(others):
-        block = sums[start : start + len(distractors) + 1]
-        if counts[start]:
-            own[index] = block[0] / counts[start]
-            best_other[index] = block[1:].max(initial=-np.inf) / counts[start]
-        start += len(block)
-    return own, best_other
+    return np.asarray((np.asarray(margin) > 0) & (np.asarray(nll_rise) < np.log(BABBLE)), dtype=np.float64)
 
 
 def distinct_2(text: str) -> float:
-    """Return the share of word pairs in a text that occur in it for the first time; low: it repeats itself."""
+    """Return the share of word pairs in a text that occur in it for the first time."""
     words = text.lower().split()
     pairs = list(pairwise(words))
     return len(set(pairs)) / len(pairs) if pairs else 0.0
+
+
+def n_words(text: str) -> int:
+    """Return the number of words in a text."""
+    return len(text.split())

@@ -13,8 +13,7 @@ from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import ContrastSetError
 from steerkit.hooks import edit
 from steerkit.language_model import LanguageModel
-from steerkit.likelihood import summed_log_likelihoods
-from steerkit.metrics import logits_limit
+from steerkit.likelihood import logits_limit, summed_log_likelihoods
 from steerkit.prompts import Prompt, check_prompts
 from steerkit.sweeps import ALPHAS, check_alphas, control_directions, steered_layers
 

@@ -1,7 +1,7 @@
 """`Sweep`: the measured answers of a sweep as a table, its means, and its files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -10,19 +10,13 @@ import numpy as np
 import pandas as pd
 
 from steerkit.cells import Cell
-from steerkit.exceptions import CorruptFileError, InvalidInputError
+from steerkit.exceptions import CorruptFileError, InvalidInputError, NothingSteersError
+from steerkit.metrics import METRICS, Answers, Metric, as_metric, n_words, preserved
 from steerkit.prompts import Prompt
 from steerkit.vectors import new_folder
 
-BABBLE = 5.0
-"""At this many times the perplexity of the unsteered answer, an answer is no longer taken for one."""
-METRICS = {
-    "effect": "reading of the answer minus that of the unsteered one, in units of alpha",
-    "preserved": "1 if the unsteered model still finds the question that the answer answers, and no babble, else 0",
-    "margin": "by how much it does, in nats per token",
-    "nll_rise": "nats per token by which the answer is less likely than the unsteered one; log of the perplexity ratio",
-    "distinct_2": "share of word pairs that are not repeated",
-}
+KEYS = ["direction", "layer", "alpha", "prompt", "text"]
+"""The columns of the cells that are no metrics."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +27,7 @@ class Sweep:
     ----------
     cells : DataFrame
         One row per answer: ``direction`` ("unsteered", "fitted", "random", "shuffled", "prompted ..."), ``layer`` (-1
-        where nothing is added), ``alpha``, ``prompt``, ``text``, and the columns of `METRICS`.
+        where nothing is added), ``alpha``, ``prompt``, ``text``, the columns of `METRICS`, and those of `measure`.
     settings : dict
         JSON values: model, generation, the reader's accuracy.
     """
@@ -51,14 +45,66 @@ class Sweep:
         """The prompts, in the order in which they were given."""
         return list(self.cells["prompt"].unique())
 
+    @property
+    def metrics(self) -> list[str]:
+        """The names of what was measured."""
+        return [column for column in self.cells if column not in KEYS]
+
+    def measure(self, *metrics: Metric | Callable[[Any, str], float]) -> Self:
+        """Return the sweep with more metrics: `Metric` objects, or functions of a prompt and an answer.
+
+        Equal answers to one prompt are measured once.
+        """
+        columns = self.cells.copy()
+        bare = columns[columns["direction"] == "unsteered"].set_index("prompt")["text"]
+        unique = columns[["prompt", "text"]].drop_duplicates()
+        prompts, texts = unique["prompt"].tolist(), unique["text"].tolist()
+        answers = Answers(prompts, texts, bare[prompts].tolist())
+        for metric in map(as_metric, metrics):
+            values = dict(zip(zip(prompts, texts, strict=True), metric.measure(answers), strict=True))
+            columns[metric.name] = [
+                float(values[pair]) for pair in zip(columns["prompt"], columns["text"], strict=True)
+            ]
+        return type(self)(columns, self.settings)
+
     def means(self) -> pd.DataFrame:
         """Return the mean of every metric over the prompts, a row per direction, layer and alpha."""
-        return self.cells.groupby(["direction", "layer", "alpha"])[list(METRICS)].mean().reset_index()
+        return self.cells.groupby(["direction", "layer", "alpha"])[self.metrics].mean().reset_index()
+
+    def best(self, metric: str = "effect", *, preservation: float = 0.9, perplexity: float = 2.0) -> "pd.Series[Any]":
+        """Return the row of `means` in which the fitted direction has most of a metric without breaking the answers.
+
+        Parameters
+        ----------
+        metric : str
+            Least of it counts as most where less is better.
+        preservation : float
+            Share of what the unsteered answers preserve that must be preserved.
+        perplexity : float
+            Most times the perplexity of the unsteered answers.
+
+        Raises
+        ------
+        NothingSteersError
+            No cell is within these bounds.
+        """
+        self._check(metric)
+        means = self.means()
+        bare = means[means["direction"] == "unsteered"].iloc[0]
+        kept = means["preserved"] >= preservation * bare["preserved"]
+        rows = means[(means["direction"] == "fitted") & kept & (means["nll_rise"] <= np.log(perplexity))]
+        rows = rows[rows[metric].notna()]
+        if rows.empty:
+            raise NothingSteersError(
+                f"no layer and alpha preserves {preservation:.0%} of the answers with at most {perplexity:g} times "
+                "their perplexity; sweep over smaller alphas."
+            )
+        least = metric in METRICS and METRICS[metric].greater_is_better is False
+        return rows.loc[rows[metric].idxmin() if least else rows[metric].idxmax()]
 
     def pivot(self, metric: str, *, direction: str = "fitted") -> pd.DataFrame:
         """Return the mean of a metric, layers down and alphas (0, the unsteered answers, included) across."""
-        if metric not in METRICS:
-            raise InvalidInputError(f"metric={metric!r} is not known; pass one of {', '.join(map(repr, METRICS))}.")
+        self._check(metric)
         means = self.means()
         table = means[means["direction"] == direction].pivot(index="layer", columns="alpha", values=metric)
         table[0.0] = float(means.loc[means["direction"] == "unsteered", metric].iloc[0])
@@ -69,6 +115,12 @@ class Sweep:
         mine = self.cells[self.cells["prompt"] == prompt]
         fitted = (mine["direction"] == "fitted") & (mine["layer"] == layer)
         return mine[fitted | (mine["direction"] == "unsteered")].sort_values("alpha")
+
+    def _check(self, metric: str) -> None:
+        if metric not in self.metrics:
+            raise InvalidInputError(
+                f"metric={metric!r} is not known; pass one of {', '.join(map(repr, self.metrics))}."
+            )
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write ``cells.jsonl`` and ``sweep.json`` into a new folder."""
@@ -84,7 +136,8 @@ class Sweep:
         """Read what `save` wrote."""
         try:
             lines = Path(path, "cells.jsonl").read_text(encoding="utf-8").splitlines()
-            cells = pd.DataFrame(map(json.loads, lines)).astype({"alpha": float, **dict.fromkeys(METRICS, float)})
+            cells = pd.DataFrame(map(json.loads, lines))
+            cells = cells.astype(dict.fromkeys({*cells, *METRICS} - {*KEYS}, float) | {"alpha": float})
             settings = json.loads(Path(path, "sweep.json").read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CorruptFileError(f"{path} holds no readable sweep ({error}); run it again.") from error
@@ -103,7 +156,7 @@ def measured_cells(
     base = measured[measured["direction"] == "unsteered"].set_index("prompt")
     measured["effect"] = measured["reading"] - measured["prompt"].map(base["reading"])
     measured["nll_rise"] = measured["nll"] - measured["prompt"].map(base["nll"])
-    # Scraps of words on the topic still find their question; they preserve nothing.
-    measured["preserved"] = ((measured["margin"] > 0) & (measured["nll_rise"] < np.log(BABBLE))).astype(float)
+    measured["preserved"] = preserved(measured["margin"], measured["nll_rise"])
+    measured["length"] = [float(n_words(text)) for text in measured["text"]]
     measured["prompt"] = [str(prompts[place]) for place in measured["prompt"]]
-    return measured[["direction", "layer", "alpha", "prompt", "text", *METRICS]]
+    return measured[[*KEYS, *METRICS]]

@@ -18,8 +18,8 @@ from steerkit.cells import Bench, Cell
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import InvalidInputError, NonFiniteError, NotFittedError
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import TOKENS_PER_BATCH, EffectReader
 from steerkit.prompts import Prompt, check_prompts
+from steerkit.reading import TOKENS_PER_BATCH, EffectReader
 from steerkit.sweep_results import Sweep, measured_cells
 
 ALPHAS = (-0.7, -0.35, -0.25, -0.15, 0.15, 0.25, 0.35, 0.7)

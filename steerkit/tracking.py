@@ -17,7 +17,7 @@ import numpy as np
 from steerkit.calibration import Calibration
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import InvalidInputError, MissingExtraError
-from steerkit.sweep_results import METRICS, Sweep
+from steerkit.sweep_results import Sweep
 
 STORE = "sqlite:///mlruns/mlflow.db"
 PARENT = "steerkit.parent_run"
@@ -185,7 +185,7 @@ def _log_cells(mlflow: Any, client: Any, experiment: str, parent: str, sweep: Sw
         now = time.time_ns() // 10**6
         client.log_batch(
             run,
-            metrics=[Metric(name, float(cell[name]), now, 0) for name in METRICS if np.isfinite(cell[name])],
+            metrics=[Metric(name, float(cell[name]), now, 0) for name in sweep.metrics if np.isfinite(cell[name])],
             params=[Param(name, str(cell[name])) for name in ("direction", "layer", "alpha")],
         )
         client.set_terminated(run)

@@ -33,7 +33,7 @@ from steerkit.exceptions import (
 )
 from steerkit.language_model import LanguageModel
 from steerkit.layerwise import LayerwiseDirections
-from steerkit.metrics import EffectReader
+from steerkit.reading import EffectReader
 from steerkit.steered import SteeredModel
 from steerkit.sweeps import sweep
 from tests.models import LABELS, TEXTS, tiny

@@ -12,7 +12,7 @@ from sklearn.base import clone
 
 from steerkit.exceptions import InvalidInputError, LayerError, ModelLoadError, PromptError
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import generate
+from steerkit.reading import generate
 from tests.models import TEXTS, tiny
 
 FROM_DISK = ["gemma3", "llama", "qwen3", "gpt2"]

@@ -6,7 +6,9 @@ import torch
 
 from steerkit.exceptions import ContrastSetError, NotFittedError
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import EffectReader, distinct_2, log_likelihoods, question_likelihoods
+from steerkit.likelihood import log_likelihoods, question_likelihoods
+from steerkit.metrics import distinct_2
+from steerkit.reading import EffectReader
 from tests.models import LABELS, TEXTS, tiny
 
 ANSWERS = ["the star is light", "music", "", "i teach the law of heat to a novice , always ."]

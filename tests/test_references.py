@@ -8,7 +8,7 @@ import pytest
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import ContrastSetError
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import log_likelihoods
+from steerkit.likelihood import log_likelihoods
 from steerkit.references import sweep_references
 from tests.models import LABELS, TEXTS
 

@@ -25,7 +25,7 @@ from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import CorruptFileError, InvalidInputError, StoreError
 from steerkit.fingerprint import digest_weights
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import EffectReader
+from steerkit.reading import EffectReader
 from steerkit.sweep_results import Sweep
 from steerkit.sweeps import sweep
 from tests.models import LABELS, TEXTS, tiny

@@ -23,7 +23,8 @@ from steerkit.exceptions import (
 )
 from steerkit.hooks import capture
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import generate, log_likelihoods
+from steerkit.likelihood import log_likelihoods
+from steerkit.reading import generate
 from steerkit.steered import SteeredModel
 from steerkit.vectors import SteeringVector
 from tests.models import TEXTS, tiny

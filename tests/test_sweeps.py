@@ -12,7 +12,8 @@ from steerkit.calibration import Calibration, calibrate
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import CorruptFileError, InvalidInputError, LayerError, NonFiniteError, NothingSteersError
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import EffectReader, generate, question_likelihoods
+from steerkit.likelihood import question_likelihoods
+from steerkit.reading import EffectReader, generate
 from steerkit.sweep_results import Sweep
 from steerkit.sweeps import sweep
 from tests.models import LABELS, TEXTS
