@@ -12,8 +12,6 @@ from steerkit.sweep_results import Sweep
 
 READABLE = 0.6
 """Below this accuracy of its reader an effect is noise; guessing has 0.5."""
-COLLAPSED = 10
-"""At this many times the unsteered perplexity, text is no longer language."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +32,7 @@ class Calibration:
     layers : DataFrame
         The same for each layer: ``lower``, ``upper``, ``effect_lower``, ``effect_upper``, ``span``,
         ``control_span`` (random directions, same alphas), ``collapse_lower``, ``collapse_upper`` (the first alpha
-        at which at most half of the answers are preserved, or their perplexity is `COLLAPSED` times the unsteered
-        one; NaN if none was seen).
+        at which `Sweep.collapsed`; NaN if none was seen).
     """
 
     layer: int
@@ -128,7 +125,7 @@ def _usable(sweep: Sweep, layer: int, preservation: float, perplexity: float) ->
     kept, ratio = sweep.pivot("preserved").loc[layer], np.exp(sweep.pivot("nll_rise").loc[layer])
     # A ratio of NaN, where every answer is empty, is no ratio within bounds.
     usable = (kept >= preservation * kept[0.0]) & (ratio <= perplexity)
-    collapsed = (kept <= 0.5 * kept[0.0]) | ~(ratio < COLLAPSED)
+    collapsed = sweep.collapsed().loc[layer]
     ends: dict[str, float] = {}
     collapse: dict[str, float] = {}
     for side, sign in (("lower", -1), ("upper", 1)):

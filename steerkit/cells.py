@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,12 @@ class Bench:
     prompts: list[Prompt]
     distractors: list[Prompt]
     generation: dict[str, Any] = field(default_factory=dict)
+    random_state: int = 0
+
+    @cached_property
+    def sampled(self) -> bool:
+        """Whether the answers are drawn by chance."""
+        return bool(self.model.generation_config(1, **self.generation).do_sample)
 
     def asked(self, cell: Cell) -> Prompt:
         """Return what the model is asked."""
@@ -54,11 +60,12 @@ class Bench:
         """Name each cell by all that its content depends on."""
         encode = self.model.encode
         shared = {
-            "format": 1,
+            "format": 2,
+            "seed": self.random_state if self.sampled else None,
             "model": self.model.fingerprint.to_dict(),
             "weights": digest_weights(self.model.model),
             "reader": self.reader.digest(),
-            "candidates": encode([*self.prompts, *self.distractors]),
+            "candidates": sorted(encode([*self.prompts, *self.distractors])),
             "generation": {name: repr(value) for name, value in self.generation.items()},
         }
         common = digest(shared)
@@ -98,7 +105,12 @@ class Bench:
         edits = row_edits([cell.layer for cell in cells], [cell.step for cell in cells], self.model.hidden_size)
         sequences = self.model.encode([self.asked(cell) for cell in cells])
         with self.model.held(), edit(self.model.blocks, edits):
-            return self.model.generate(sequences, **self.generation)
+            return self.model.generate(sequences, seeds=self._seeds(cells) if self.sampled else None, **self.generation)
+
+    def _seeds(self, cells: Sequence[Cell]) -> list[int]:
+        """One per prompt, so that the answers to it differ by what is added to the residual stream, not by chance."""
+        names = [f"{self.random_state}/{self.prompts[cell.prompt]}" for cell in cells]
+        return [int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]) for name in names]
 
 
 def row_edits(layers: Sequence[int], steps: Sequence[NDArray[np.float32] | None], hidden_size: int) -> list[Edit]:

@@ -90,7 +90,7 @@ def run(
         except NothingSteersError as error:
             refusal = str(error)
         steered = _steered(estimator, calibration)
-        shown = _show(steered, calibration, recipe)
+        shown = _show(steered, calibration, recipe, max(map(abs, swept.alphas)))
         drawn = figures(estimator, swept, calibration) if calibration is not None else {}
         swept.save(folder / "sweep")
         steered.save_pretrained(folder / "steered")
@@ -120,9 +120,10 @@ def _steered(estimator: SteeringEstimator, calibration: Calibration | None) -> S
     return estimator.export(calibration=calibration)
 
 
-def _show(steered: SteeredModel, calibration: Calibration | None, recipe: Recipe) -> tuple[list[float], list[str]]:
+def _show(
+    steered: SteeredModel, calibration: Calibration | None, recipe: Recipe, largest: float
+) -> tuple[list[float], list[str]]:
     """Answer one question at seven alphas, from one collapse over the usable range to the other."""
-    largest = max(map(abs, recipe.sweep.alphas))
     lower, upper = calibration.alphas if calibration else (-largest / 2, largest / 2)
     ends = [lower or -largest / 2, upper or largest / 2]
     collapse = [2 * ends[0], 2 * ends[1]]

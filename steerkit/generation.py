@@ -1,10 +1,16 @@
 """The settings of a generation: the model's own, with the caller's over them, checked before any token is made."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from steerkit.exceptions import InvalidInputError, PromptError
 
+TOP_K = 50
+"""Where ``top_k`` is not given, as in transformers."""
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "typical_p")
 
 
@@ -47,3 +53,58 @@ def generation_settings(defaults: Any, context_length: int, prompt_length: int, 
         eos = config.eos_token_id
         config.pad_token_id = (eos[0] if isinstance(eos, list) else eos) or 0
     return config
+
+
+def seeded_sampling(config: Any, seeds: Sequence[int]) -> Any:
+    """Return processors that sample by noise of each row's own, and make ``config`` greedy, which then draws the token.
+
+    The highest of logits with Gumbel noise is a sample from their softmax; so a row's answer depends on its seed, not
+    on the rows beside it.
+
+    Raises
+    ------
+    InvalidInputError
+        Beams, or several sequences per row, are asked for.
+    """
+    from transformers import (
+        LogitsProcessorList,
+        MinPLogitsWarper,
+        TemperatureLogitsWarper,
+        TopKLogitsWarper,
+        TopPLogitsWarper,
+        TypicalLogitsWarper,
+    )  # fmt: skip
+
+    if config.num_beams not in (None, 1) or config.num_return_sequences not in (None, 1):
+        raise InvalidInputError("rows with seeds of their own have one beam and one answer; pass no num_beams.")
+    if other := [name for name in ("top_h", "epsilon_cutoff", "eta_cutoff") if getattr(config, name, None)]:
+        raise InvalidInputError(
+            f"{', '.join(other)} cannot be used where each row has a seed; pass some of {', '.join(SAMPLING)}."
+        )
+    warpers: dict[str, tuple[Any, float]] = {  # in the order of transformers, each with the value that changes nothing
+        "temperature": (TemperatureLogitsWarper, 1.0),
+        "top_k": (TopKLogitsWarper, 0),
+        "top_p": (TopPLogitsWarper, 1.0),
+        "min_p": (MinPLogitsWarper, 0.0),
+        "typical_p": (TypicalLogitsWarper, 1.0),
+    }
+    values = {name: getattr(config, name, None) for name in warpers}
+    values["top_k"] = TOP_K if values["top_k"] is None else values["top_k"]
+    chosen = [
+        make(value)
+        for name, (make, neutral) in warpers.items()
+        if (value := values[name]) is not None and value != neutral
+    ]
+    config.update(do_sample=False, **dict.fromkeys(SAMPLING))
+    streams: list[torch.Generator] = []
+
+    def draw(_ids: Tensor, logits: Tensor) -> Tensor:
+        if not streams:
+            streams.extend(torch.Generator(logits.device).manual_seed(seed) for seed in seeds)
+        waits = [
+            torch.empty_like(row, dtype=torch.float64).exponential_(generator=stream)
+            for row, stream in zip(logits, streams, strict=True)
+        ]
+        return logits.double() - torch.stack(waits).log()
+
+    return LogitsProcessorList([*chosen, draw])

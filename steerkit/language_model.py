@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from steerkit.exceptions import InvalidInputError, LayerError, ModelLoadError, PromptError, SteeringActiveError
 from steerkit.fingerprint import Fingerprint
-from steerkit.generation import generation_settings
+from steerkit.generation import generation_settings, seeded_sampling
 from steerkit.hooks import find_blocks, is_edited
 from steerkit.loading import Loaded, load
 from steerkit.prompts import Prompt, check_prompt
@@ -291,18 +291,22 @@ class LanguageModel:
             mask[row, place] = 1
         return ids.to(self.model.device), mask.to(self.model.device)
 
-    def generate(self, sequences: Sequence[list[int]], **generation: Any) -> list[str]:
+    def generate(
+        self, sequences: Sequence[list[int]], *, seeds: Sequence[int] | None = None, **generation: Any
+    ) -> list[str]:
         """Generate one batch; return the new text only, without special tokens.
 
-        Greedy unless ``generation`` asks to sample. With ``num_return_sequences=k`` the list holds k texts for each
-        sequence in turn.
+        Greedy unless ``generation`` asks to sample; then ``seeds`` give each row its own stream of chance. With
+        ``num_return_sequences=k`` the list holds k texts for each sequence in turn.
         """
         ids, mask = self.pad(sequences, side="left")
         config = self.generation_config(ids.shape[1], **generation)
+        processors = None if seeds is None else seeded_sampling(config, seeds)
         with torch.inference_mode():
             output = self.model.generate(
-                input_ids=ids, attention_mask=mask, generation_config=config, tokenizer=self.tokenizer
-            )
+                input_ids=ids, attention_mask=mask, generation_config=config, tokenizer=self.tokenizer,
+                logits_processor=processors,
+            )  # fmt: skip
         return self.decode(output[:, ids.shape[1] :])
 
     def generation_config(self, length: int, **generation: Any) -> Any:

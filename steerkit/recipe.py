@@ -9,7 +9,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from steerkit.datasets import EXPERTISE
 from steerkit.exceptions import RecipeError
-from steerkit.sweeps import ALPHAS
 
 
 def _filled(text: str) -> str:
@@ -67,7 +66,7 @@ class SweepSection(_Section):
     prompts: Annotated[list[Text], AfterValidator(_distinct)] = Field(min_length=2)
     distractors: list[Text] = []
     layers: list[int] | Literal["auto"] = "auto"
-    alphas: list[FiniteFloat] = Field(default=list(ALPHAS), min_length=1)
+    alphas: Annotated[list[FiniteFloat], Field(min_length=1)] | None = None
     controls: list[Literal["random", "shuffled"]] = ["random"]
     prompting: dict[str, Text] = {}
     max_new_tokens: int = Field(default=64, ge=1)

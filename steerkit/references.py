@@ -9,13 +9,13 @@ import torch
 
 from steerkit.batching import batches
 from steerkit.cells import row_edits
+from steerkit.controls import check_alphas, control_directions, steered_layers
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import ContrastSetError
 from steerkit.hooks import edit
 from steerkit.language_model import LanguageModel
 from steerkit.likelihood import logits_limit, summed_log_likelihoods
 from steerkit.prompts import Prompt, check_prompts
-from steerkit.sweeps import ALPHAS, check_alphas, control_directions, steered_layers
 
 
 def sweep_references(
@@ -23,8 +23,8 @@ def sweep_references(
     prompts: Sequence[Prompt],
     references: Mapping[Any, Sequence[str]],
     *,
+    alphas: Sequence[float],
     layers: Any = "auto",
-    alphas: Sequence[float] = ALPHAS,
     controls: Sequence[str] = ("random",),
     random_state: int = 0,
     batch_rows: int = 64,
@@ -41,7 +41,7 @@ def sweep_references(
     prompts : sequence of str
     references : dict
         For each class, one answer per prompt.
-    layers, alphas, controls, random_state, batch_rows
+    alphas, layers, controls, random_state, batch_rows
         As in `sweep`.
 
     Returns
@@ -64,7 +64,7 @@ def sweep_references(
         raise ContrastSetError(
             f"references has {came} answers, {len(checked)} for each of {names} were expected; pass one per prompt."
         )
-    directions = control_directions(estimator, steered, controls, len(checked), random_state)
+    directions = control_directions(estimator, steered, controls, len(checked), random_state, {})
     heads = [len(head) for head in model.encode(checked)]
     sequences = {name: model.encode(checked, answers[name]) for name in names}
     settings = [("unsteered", -1, 0.0)]

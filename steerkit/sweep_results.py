@@ -15,6 +15,8 @@ from steerkit.metrics import METRICS, Answers, Metric, as_metric, n_words, prese
 from steerkit.prompts import Prompt
 from steerkit.vectors import new_folder
 
+COLLAPSED = 10.0
+"""At this many times the unsteered perplexity, text is no longer language."""
 KEYS = ["direction", "layer", "alpha", "prompt", "text"]
 """The columns of the cells that are no metrics."""
 
@@ -39,6 +41,11 @@ class Sweep:
     def layers(self) -> list[int]:
         """The steered layers, ascending."""
         return sorted(int(layer) for layer in self.cells["layer"].unique() if layer >= 0)
+
+    @property
+    def alphas(self) -> list[float]:
+        """The strengths other than 0, ascending."""
+        return sorted(float(alpha) for alpha in self.cells["alpha"].unique() if alpha)
 
     @property
     def prompts(self) -> list[str]:
@@ -109,6 +116,16 @@ class Sweep:
         table = means[means["direction"] == direction].pivot(index="layer", columns="alpha", values=metric)
         table[0.0] = float(means.loc[means["direction"] == "unsteered", metric].iloc[0])
         return table.sort_index(axis=1)
+
+    def collapsed(self, *, direction: str = "fitted") -> pd.DataFrame:
+        """Return by layer and alpha whether the text has broken down.
+
+        At most half of what the unsteered answers preserve is preserved, or the perplexity is `COLLAPSED` times theirs.
+        """
+        kept, rise = self.pivot("preserved", direction=direction), self.pivot("nll_rise", direction=direction)
+        # A rise of NaN, where every answer is empty, is no rise within bounds.
+        broken = kept.le(0.5 * kept[0.0], axis=0) | ~(rise < np.log(COLLAPSED))
+        return broken.drop(columns=0.0)
 
     def answers(self, prompt: str, layer: int) -> pd.DataFrame:
         """Return the cells of one prompt at one layer by ascending alpha, the unsteered answer among them."""

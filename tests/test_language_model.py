@@ -3,8 +3,10 @@
 import copy
 import pickle
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -195,3 +197,26 @@ def test_unknown_generation_settings_are_refused() -> None:
     )
     with pytest.raises(TypeError, match=re.escape(expected)):
         generate(model, model.encode(TEXTS[:1]), max_tokens=4)
+
+
+def test_rows_with_seeds_are_drawn_from_the_distribution_of_transformers() -> None:
+    model = tiny("llama")
+    sequences = model.encode(TEXTS[:1]) * 400
+    options: dict[str, Any] = {"max_new_tokens": 1, "temperature": 1.3, "top_k": 5}
+    torch.manual_seed(0)
+    theirs = Counter(model.generate(sequences, **options))
+    ours = Counter(model.generate(sequences, seeds=range(400), **options))
+    assert set(ours) <= set(theirs) | set(ours)
+    assert len(ours) <= 5
+    assert max(abs(ours[word] - theirs[word]) for word in {*ours, *theirs}) < 60  # four standard deviations
+    assert model.generate(sequences[:3], seeds=[7, 8, 9], **options) == [
+        model.generate(sequences[:1], seeds=[seed], **options)[0] for seed in (7, 8, 9)
+    ]
+
+
+def test_rows_with_seeds_have_one_beam() -> None:
+    model = tiny("llama")
+    with pytest.raises(InvalidInputError, match=r"^rows with seeds of their own have one beam and one answer;"):
+        model.generate(model.encode(TEXTS[:1]), seeds=[1], do_sample=True, num_beams=2)
+    with pytest.raises(InvalidInputError, match=r"^eta_cutoff cannot be used where each row has a seed; pass some of"):
+        model.generate(model.encode(TEXTS[:1]), seeds=[1], do_sample=True, eta_cutoff=0.1)

@@ -1,14 +1,33 @@
 """Measures of generated text agree with their definitions, however texts are batched."""
 
+import re
+from pathlib import Path
+from typing import Any
+
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
-from steerkit.exceptions import ContrastSetError, NotFittedError
+from steerkit.estimator import SteeringEstimator
+from steerkit.exceptions import ContrastSetError, InvalidInputError, NotFittedError
 from steerkit.language_model import LanguageModel
 from steerkit.likelihood import log_likelihoods, question_likelihoods
-from steerkit.metrics import distinct_2
+from steerkit.metrics import (
+    METRICS,
+    Answers,
+    Distinct2,
+    Effect,
+    Fluency,
+    Function,
+    Length,
+    Margin,
+    Preservation,
+    distinct_2,
+)
 from steerkit.reading import EffectReader
+from steerkit.sweep_results import Sweep
+from steerkit.sweeps import sweep
 from tests.models import LABELS, TEXTS, tiny
 
 ANSWERS = ["the star is light", "music", "", "i teach the law of heat to a novice , always ."]
@@ -77,3 +96,55 @@ def test_a_reader_needs_answers_to_read() -> None:
 )
 def test_distinct_2_is_the_share_of_new_word_pairs(text: str, share: float) -> None:
     assert distinct_2(text) == pytest.approx(share)
+
+
+def test_a_sweep_measures_what_its_metrics_measure(model: LanguageModel) -> None:
+    estimator = SteeringEstimator(model, learner="mean-diff", cv=2).fit(TEXTS, LABELS)
+    reader = EffectReader(model, max_new_tokens=6).fit(TEXTS, LABELS)
+    swept = sweep(estimator, TEXTS[:3], reader=reader, layers=[2], alphas=[-0.5, 0.5], max_new_tokens=6)
+    bare = swept.cells[swept.cells["direction"] == "unsteered"].set_index("prompt")["text"]
+    prompts = swept.cells["prompt"].tolist()
+    answers = Answers(prompts, swept.cells["text"].tolist(), bare[prompts].tolist())
+    metrics = [
+        Effect(reader),
+        *(kind(model, TEXTS[:3]) for kind in (Preservation, Margin, Fluency)),
+        Distinct2(),
+        Length(),
+    ]
+    assert [metric.name for metric in metrics] == list(METRICS) == swept.metrics
+    for metric in metrics:
+        expected = swept.cells[metric.name].to_numpy()
+        np.testing.assert_allclose(metric.measure(answers), expected, rtol=1e-4, atol=1e-5)
+        assert metric.unit
+        assert "cannot see" in (type(metric).__doc__ or "")
+
+
+def praise(_prompt: str, _answer: str) -> Any:
+    return "many"
+
+
+def vowels(_prompt: str, answer: str) -> float:
+    return sum(letter in "aeiou" for letter in answer)
+
+
+def test_a_function_is_a_metric(model: LanguageModel, tmp_path: Path) -> None:
+    estimator = SteeringEstimator(model, learner="mean-diff", cv=2).fit(TEXTS, LABELS)
+    reader = EffectReader(model, max_new_tokens=6).fit(TEXTS, LABELS)
+    swept = sweep(estimator, TEXTS[:2], reader=reader, layers=[2], alphas=[0.5], max_new_tokens=6, metrics=[vowels])
+    assert swept.cells["vowels"].tolist() == [vowels("", text) for text in swept.cells["text"]]
+    assert swept.pivot("vowels").shape == (1, 2)
+    later = swept.measure(Function(lambda prompt, answer: len(prompt + answer), "size"))
+    later.save(tmp_path / "sweep")
+    pd.testing.assert_frame_equal(Sweep.load(tmp_path / "sweep").cells, later.cells)
+    for wrong, expected in (
+        (lambda _prompt, _answer: 1.0, "a metric cannot be called '<lambda>'; pass a named function, or Function("),
+        ("vowels", "metric='vowels' is no Metric and no function; pass def f(prompt, answer) -> float."),
+        (
+            praise,
+            "metric 'praise' returned 'many', a number for each answer",
+        ),
+    ):
+        with pytest.raises(InvalidInputError, match=re.escape(expected)):
+            swept.measure(wrong)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match="a metric cannot be called 'text'; pass a named function"):
+        Function(vowels, "text")

@@ -21,7 +21,7 @@ def test_shipped_recipes_open_with_their_command_and_are_valid(name: str) -> Non
 def test_the_article_is_one_of_them() -> None:
     recipe = load_recipe(RECIPES / "gemma-3-1b-it.yaml")
     assert (recipe.model.name, recipe.estimator.layer) == ("google/gemma-3-1b-it", 13)
-    assert sorted({0, *recipe.sweep.alphas}) == pytest.approx([0.035 * step for step in range(-4, 5)])
+    assert sorted({0, *(recipe.sweep.alphas or [])}) == pytest.approx([0.035 * step for step in range(-4, 5)])
 
 
 def test_settings_change_keys_in_place(tmp_path: Path) -> None:

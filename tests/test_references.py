@@ -45,4 +45,4 @@ def test_references_are_one_answer_per_prompt_and_class(fitted: SteeringEstimato
             "references has {'0': 3, '1': 2} answers, 3 for each of ['0', '1'] were expected; pass one per"
         ),
     ):
-        sweep_references(fitted, PROMPTS, {**REFERENCES, 1: ["a", "b"]})
+        sweep_references(fitted, PROMPTS, {**REFERENCES, 1: ["a", "b"]}, alphas=[0.1])

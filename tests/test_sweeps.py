@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from steerkit.bracketing import LARGEST, bracketed_alphas
 from steerkit.calibration import Calibration, calibrate
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import CorruptFileError, InvalidInputError, LayerError, NonFiniteError, NothingSteersError
@@ -127,6 +128,84 @@ def test_a_saved_sweep_loads_equal(swept: Sweep, tmp_path: Path) -> None:
     (tmp_path / "sweep" / "cells.jsonl").write_text("{half")
     with pytest.raises(CorruptFileError, match="holds no readable sweep"):
         Sweep.load(tmp_path / "sweep")
+
+
+def test_without_alphas_they_reach_from_next_to_nothing_to_collapse(
+    fitted: SteeringEstimator, reader: EffectReader, tmp_path: Path
+) -> None:
+    found = sweep(fitted, PROMPTS, reader=reader, layers=[1, 2], max_new_tokens=6, resume=tmp_path / "cells")
+    sizes = [alpha for alpha in found.alphas if alpha > 0]
+    assert found.alphas == [-size for size in reversed(sizes)] + sizes
+    assert sizes[0] == pytest.approx(sizes[-1] / 16, rel=1e-3)
+    assert found.collapsed().any(axis=None) or sizes[-1] == LARGEST
+    again = sweep(
+        fitted, PROMPTS, reader=reader, layers=[1, 2], alphas=found.alphas, max_new_tokens=6, resume=tmp_path / "cells"
+    )
+    pd.testing.assert_frame_equal(again.cells, found.cells)
+
+
+def test_alphas_are_doubled_until_every_layer_has_collapsed_on_both_sides(swept: Sweep) -> None:
+    tried: list[float] = []
+
+    def measure(alpha: float) -> Sweep:
+        tried.append(alpha)
+        return breaking_sweep({1: 0.05, 2: 0.3}, [-alpha, alpha])
+
+    alphas = bracketed_alphas(measure)
+    assert tried == pytest.approx([0.01, 0.02, 0.04, 0.08, 0.16, 0.32])
+    assert alphas[-1] == 0.32
+    assert alphas[7:] == pytest.approx([0.02, 0.04, 0.08, 0.12, 0.16, 0.24, 0.32])
+    assert set(tried[1:]) <= set(alphas)
+
+
+def breaking_sweep(ends: dict[int, float], alphas: list[float]) -> Sweep:
+    """A sweep whose layers break down beyond an alpha of their own."""
+    rows = [("unsteered", -1, 0.0, 1.0, 0.0)]
+    rows += [
+        ("fitted", layer, a, float(abs(a) <= end), 3.0 * (abs(a) > end)) for layer, end in ends.items() for a in alphas
+    ]
+    cells = pd.DataFrame(rows, columns=["direction", "layer", "alpha", "preserved", "nll_rise"])
+    others = {"margin": 0.0, "distinct_2": 1.0, "length": 3.0, "effect": cells["alpha"]}
+    return Sweep(cells.assign(prompt="what", text="that", **others), {})
+
+
+def test_the_best_cell_has_most_effect_of_those_that_keep_the_answers() -> None:
+    best = breaking_sweep({1: 0.05, 2: 0.3}, [-0.4, -0.2, 0.2, 0.4]).best()
+    assert (best["layer"], best["alpha"]) == (2, 0.2)
+    with pytest.raises(NothingSteersError, match="no layer and alpha preserves 90% of the answers with at most"):
+        breaking_sweep({1: 0.05}, [0.4]).best()
+    with pytest.raises(InvalidInputError, match=r"^metric='speed' is not known; pass one of 'preserved', 'nll_rise',"):
+        breaking_sweep({1: 0.05}, [0.4]).best("speed")
+
+
+def test_given_directions_are_compared_at_equal_norm(fitted: SteeringEstimator, reader: EffectReader) -> None:
+    twin = fitted.directions_[[1, 2]] * 7
+    cells = sweep(
+        fitted, PROMPTS, reader=reader, layers=[1, 2], alphas=[0.5], controls=(), max_new_tokens=6,
+        directions={"twin": twin, "one": np.ones(fitted.directions_.shape[1])},
+    ).cells  # fmt: skip
+    by_kind = {kind: rows["text"].tolist() for kind, rows in cells.groupby("direction")}
+    assert by_kind["twin"] == by_kind["fitted"]
+    assert len(by_kind["one"]) == len(by_kind["fitted"])
+    for name, given, expected in (
+        ("random", np.ones(3), "directions['random'] has a name that a sweep uses itself; call it something else."),
+        ("mine", np.ones(3), "directions['mine'] has shape (3,), (32,) or (2, 32) was expected; pass one for all"),
+        ("mine", np.zeros(32), "directions['mine'] is zero or not finite, so it points nowhere; pass another."),
+    ):
+        with pytest.raises(InvalidInputError, match=re.escape(expected)):
+            sweep(fitted, PROMPTS, reader=reader, layers=[1, 2], alphas=[0.5], directions={name: given})
+
+
+def test_sampled_answers_depend_on_prompt_and_seed_alone(fitted: SteeringEstimator, reader: EffectReader) -> None:
+    options: dict[str, Any] = {"reader": reader, "layers": [2], "controls": (), "max_new_tokens": 6, "temperature": 1.5}
+    full = sweep(fitted, PROMPTS, alphas=[-0.2, 1e-9], random_state=1, **options).cells
+    small = sweep(fitted, PROMPTS[1:], alphas=[1e-9], random_state=1, batch_rows=1, **options).cells
+    merged = small.merge(full, on=["direction", "layer", "alpha", "prompt"])
+    assert (merged["text_x"] == merged["text_y"]).all()
+    bare = full[full["direction"] == "unsteered"]["text"].tolist()
+    assert bare == full[full["alpha"] == 1e-9]["text"].tolist()  # the same chance at every alpha
+    other = sweep(fitted, PROMPTS, alphas=[1e-9], random_state=2, **options).cells
+    assert other[other["direction"] == "unsteered"]["text"].tolist() != bare
 
 
 def test_bad_sweeps_are_refused_before_any_work(fitted: SteeringEstimator, reader: EffectReader) -> None:
