@@ -28,6 +28,7 @@ _HOMES = {
     "load_contrast": "datasets",
     "load_expertise": "datasets",
     "sweep": "sweeps",
+    "sweep_divergence": "divergence",
     "sweep_references": "references",
 }
 __all__ = sorted([*_HOMES, "__version__"])
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from steerkit.calibration import calibrate as calibrate
     from steerkit.datasets import load_contrast as load_contrast
     from steerkit.datasets import load_expertise as load_expertise
+    from steerkit.divergence import sweep_divergence as sweep_divergence
     from steerkit.estimator import SteeringEstimator as SteeringEstimator
     from steerkit.language_model import LanguageModel as LanguageModel
     from steerkit.layerwise import LayerwiseDirections as LayerwiseDirections

@@ -54,32 +54,48 @@ class Calibration:
 
 
 def calibrate(
-    sweep: Sweep, *, preservation: float = 0.9, perplexity: float = 2.0, random_state: int = 0
+    sweep: Sweep,
+    *,
+    preservation: float | None = 0.9,
+    perplexity: float | None = 2.0,
+    kl: float | None = None,
+    divergence: pd.DataFrame | None = None,
+    random_state: int = 0,
 ) -> Calibration:
     """Choose the layer and the alphas.
 
     At each layer the usable interval reaches from 0 outwards, on either side, as long as at least the share
-    ``preservation`` of what the unsteered answers preserve is preserved and the answers' perplexity under the
-    unsteered model is at most ``perplexity`` times that of the unsteered answers. Of the layers whose
-    effect span exceeds the random control's at the same alphas, the one with the largest span is chosen.
+    ``preservation`` of what the unsteered answers preserve is preserved, the answers' perplexity under the
+    unsteered model is at most ``perplexity`` times that of the unsteered answers, and the next-token distributions of
+    given text are moved by at most ``kl``. None leaves a bound out: with ``kl`` alone, or ``perplexity`` alone, the
+    layers are compared at equal cost. Of the layers whose effect span exceeds the random control's at the same alphas,
+    the one with the largest span is chosen.
 
     Parameters
     ----------
     sweep : Sweep
-    preservation : float
+    preservation : float or None
         In (0, 1].
-    perplexity : float
+    perplexity : float or None
         Ratio of the geometric means over the prompts, above 1.
+    kl : float, optional
+        In nats per token, above 0; needs ``divergence``.
+    divergence : DataFrame, optional
+        What `sweep_divergence` returned for the same layers and alphas.
 
     Raises
     ------
     NothingSteersError
         No layer beats its random control, or the effect cannot be read from answers at all.
     """
-    if not 0 < preservation <= 1:
+    if preservation is not None and not 0 < preservation <= 1:
         raise InvalidInputError(f"preservation={preservation!r} is outside (0, 1]; pass a share such as 0.9.")
-    if not perplexity > 1:
+    if perplexity is not None and not perplexity > 1:
         raise InvalidInputError(f"perplexity={perplexity!r} is not above 1; pass a ratio such as 2.")
+    moved = _divergences(sweep, kl, divergence)
+    bounds = {"preservation": preservation, "perplexity": perplexity, "kl": kl}
+    if not any(bounds.values()):
+        raise InvalidInputError("no bound is left, so any alpha would be usable; pass preservation, perplexity or kl.")
     if "random" not in set(sweep.cells["direction"]):
         raise InvalidInputError("the sweep has no random control to compare with; sweep with controls=('random',).")
     reading = sweep.settings.get("reader_accuracy", 1.0)
@@ -95,7 +111,7 @@ def calibrate(
             f"{kept:.0%} of the unsteered answers to {n_prompts} prompts are found to answer their question, some of "
             "at least 2 were expected; sweep over more prompts that the model can answer."
         )
-    rows = {layer: _usable(sweep, layer, preservation, perplexity) for layer in sweep.layers}
+    rows = {layer: _usable(sweep, layer, preservation, perplexity, moved, kl) for layer in sweep.layers}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
     spans = {layer: _spans(sweep, layer, row["lower"], row["upper"]) for layer, row in table.iterrows()}
     generator = np.random.default_rng(random_state)
@@ -104,9 +120,9 @@ def calibrate(
     steering = table[[low_above[layer] > 0 for layer in table.index]]
     if steering.empty:
         raise NothingSteersError(
-            f"no layer has an effect span above its random control's over {n_prompts} prompts while "
-            f"{preservation:.0%} of the answers are preserved and their perplexity is at most {perplexity:g} times the "
-            "unsteered one; try other alphas, another learner or more prompts."
+            f"no layer has an effect span above its random control's over {n_prompts} prompts within "
+            f"{', '.join(f'{name}={bound:g}' for name, bound in bounds.items() if bound)}; try other alphas, another "
+            "learner or more prompts."
         )
     layer = int(steering["span"].idxmax())
     chosen = table.loc[layer]
@@ -121,10 +137,36 @@ def calibrate(
     )
 
 
-def _usable(sweep: Sweep, layer: int, preservation: float, perplexity: float) -> dict[str, float]:
+def _divergences(sweep: Sweep, kl: float | None, divergence: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Return the mean divergence by layer and alpha, or None where it does not count."""
+    if kl is None:
+        return None
+    if not kl > 0 or divergence is None:
+        raise InvalidInputError(
+            f"kl={kl!r} needs to be above 0, and divergence=sweep_divergence(...) beside it; pass both."
+        )
+    fitted = divergence[divergence["direction"] == "fitted"]
+    table = fitted.pivot_table(index="layer", columns="alpha", values="kl")
+    if not {*sweep.layers} <= {*table.index} or not {*sweep.alphas} <= {*table.columns}:
+        raise InvalidInputError(
+            f"divergence has layers {list(table.index)} and alphas {list(table.columns)}, those of the sweep "
+            f"({sweep.layers}, {sweep.alphas}) were expected; measure it with these."
+        )
+    return table.assign(**{"0.0": 0.0}).rename(columns={"0.0": 0.0})
+
+
+def _usable(
+    sweep: Sweep, layer: int, preservation: float | None, perplexity: float | None, moved: pd.DataFrame | None,
+    kl: float | None,
+) -> dict[str, float]:  # fmt: skip
     kept, ratio = sweep.pivot("preserved").loc[layer], np.exp(sweep.pivot("nll_rise").loc[layer])
-    # A ratio of NaN, where every answer is empty, is no ratio within bounds.
-    usable = (kept >= preservation * kept[0.0]) & (ratio <= perplexity)
+    usable = pd.Series(data=True, index=kept.index)
+    if preservation is not None:
+        usable &= kept >= preservation * kept[0.0]
+    if perplexity is not None:  # a ratio of NaN, where every answer is empty, is no ratio within bounds
+        usable &= ratio <= perplexity
+    if moved is not None:
+        usable &= moved.loc[layer].reindex(usable.index) <= kl
     collapsed = sweep.collapsed().loc[layer]
     ends: dict[str, float] = {}
     collapse: dict[str, float] = {}

@@ -32,7 +32,7 @@ FLOORS = [
     ["estimator", "metrics"],
     ["cells", "judges", "similarity"],
     ["sweep_results", "cell_runner", "controls"],
-    ["calibration", "references", "bracketing"],
+    ["calibration", "references", "divergence", "bracketing"],
     ["sweeps"],
     ["plots", "report", "tracking", "mlflow_model", "recipe"],
     ["experiment"],

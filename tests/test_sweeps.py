@@ -266,8 +266,8 @@ def test_calibration_stops_where_fluency_ends() -> None:
 
 def test_calibration_refuses_where_nothing_beats_the_control() -> None:
     expected = (
-        "no layer has an effect span above its random control's over 12 prompts while 90% of the answers are preserved "
-        "and their perplexity is at most 2 times the unsteered one; try other alphas, another learner or more prompts."
+        "no layer has an effect span above its random control's over 12 prompts within preservation=0.9, perplexity=2; "
+        "try other alphas, another learner or more prompts."
     )
     with pytest.raises(NothingSteersError, match=re.escape(expected)):
         calibrate(planted_sweep(steering=0.0))
