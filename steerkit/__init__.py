@@ -9,6 +9,7 @@ _HOMES = {
     "ActivationExtractor": "activations",
     "Calibration": "calibration",
     "EffectReader": "reading",
+    "Judge": "judges",
     "LanguageModel": "language_model",
     "LayerwiseDirections": "layerwise",
     "MassMean": "learners",
@@ -16,6 +17,7 @@ _HOMES = {
     "Metric": "metrics",
     "OptimisedDirection": "optimised_direction",
     "PrincipalDifference": "learners",
+    "Similarity": "similarity",
     "SparseAutoencoder": "sparse_autoencoder",
     "SparseFeatures": "sparse_features",
     "SparseProbe": "sparse_probe",
@@ -27,6 +29,7 @@ _HOMES = {
     "lint_contrast": "lint",
     "load_contrast": "datasets",
     "load_expertise": "datasets",
+    "neighbourhood": "neighbourhood",
     "sweep": "sweeps",
     "sweep_divergence": "divergence",
     "sweep_references": "references",
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from steerkit.datasets import load_expertise as load_expertise
     from steerkit.divergence import sweep_divergence as sweep_divergence
     from steerkit.estimator import SteeringEstimator as SteeringEstimator
+    from steerkit.judges import Judge as Judge
     from steerkit.language_model import LanguageModel as LanguageModel
     from steerkit.layerwise import LayerwiseDirections as LayerwiseDirections
     from steerkit.learners import MassMean as MassMean
@@ -51,6 +55,7 @@ if TYPE_CHECKING:
     from steerkit.optimised_direction import OptimisedDirection as OptimisedDirection
     from steerkit.reading import EffectReader as EffectReader
     from steerkit.references import sweep_references as sweep_references
+    from steerkit.similarity import Similarity as Similarity
     from steerkit.sparse_autoencoder import SparseAutoencoder as SparseAutoencoder
     from steerkit.sparse_features import SparseFeatures as SparseFeatures
     from steerkit.sparse_probe import SparseProbe as SparseProbe

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -167,15 +167,10 @@ class Function(Metric):
 
     greater_is_better = None
     unit = ""
-    RESERVED: ClassVar = ("direction", "layer", "alpha", "prompt", "text")
 
     def __init__(self, function: Callable[[Any, str], float], name: str | None = None) -> None:
         self.function = function
         self.name = str(name or getattr(function, "__name__", type(function).__name__))
-        if not self.name.isidentifier() or self.name in self.RESERVED:
-            raise InvalidInputError(
-                f"a metric cannot be called {self.name!r}; pass a named function, or Function(function, 'name')."
-            )
 
     def measure(self, answers: Answers) -> Floats:
         """Call the function for each answer."""
@@ -188,6 +183,8 @@ class Function(Metric):
             ) from None
 
 
+KEYS = ("direction", "layer", "alpha", "prompt", "text")
+"""The columns of cells that are no metrics."""
 METRICS: dict[str, type[Metric]] = {
     metric.name: metric for metric in (Effect, Preservation, Margin, Fluency, Distinct2, Length)
 }
@@ -195,12 +192,18 @@ METRICS: dict[str, type[Metric]] = {
 
 
 def as_metric(metric: Metric | Callable[[Any, str], float]) -> Metric:
-    """Return a metric, or the metric that a function makes."""
-    if isinstance(metric, Metric):
-        return metric
-    if isinstance(metric, type) or not callable(metric):
-        raise InvalidInputError(f"metric={metric!r} is no Metric and no function; pass def f(prompt, answer) -> float.")
-    return Function(metric)
+    """Return a metric, or the metric that a function makes, if it has a name for a column."""
+    if not isinstance(metric, Metric):
+        if isinstance(metric, type) or not callable(metric):
+            raise InvalidInputError(
+                f"metric={metric!r} is no Metric and no function; pass def f(prompt, answer) -> float."
+            )
+        metric = Function(metric)
+    if not metric.name.isidentifier() or metric.name in (*KEYS, *METRICS):
+        raise InvalidInputError(
+            f"a metric cannot be called {metric.name!r}; pass a named function, or Function(function, 'name')."
+        )
+    return metric
 
 
 def preserved(margin: Any, nll_rise: Any) -> Floats:

@@ -11,14 +11,12 @@ import pandas as pd
 
 from steerkit.cells import Cell
 from steerkit.exceptions import CorruptFileError, InvalidInputError, NothingSteersError
-from steerkit.metrics import METRICS, Answers, Metric, as_metric, n_words, preserved
+from steerkit.metrics import KEYS, METRICS, Answers, Metric, as_metric, n_words, preserved
 from steerkit.prompts import Prompt
 from steerkit.vectors import new_folder
 
 COLLAPSED = 10.0
 """At this many times the unsteered perplexity, text is no longer language."""
-KEYS = ["direction", "layer", "alpha", "prompt", "text"]
-"""The columns of the cells that are no metrics."""
 
 
 @dataclass(frozen=True)

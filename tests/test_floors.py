@@ -34,6 +34,7 @@ FLOORS = [
     ["sweep_results", "cell_runner", "controls"],
     ["calibration", "references", "divergence", "bracketing"],
     ["sweeps"],
+    ["neighbourhood"],
     ["plots", "report", "tracking", "mlflow_model", "recipe"],
     ["experiment"],
     ["cli"],

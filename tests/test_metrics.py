@@ -146,5 +146,6 @@ def test_a_function_is_a_metric(model: LanguageModel, tmp_path: Path) -> None:
     ):
         with pytest.raises(InvalidInputError, match=re.escape(expected)):
             swept.measure(wrong)  # type: ignore[arg-type]
-    with pytest.raises(InvalidInputError, match="a metric cannot be called 'text'; pass a named function"):
-        Function(vowels, "text")
+    for taken in ("text", "effect"):
+        with pytest.raises(InvalidInputError, match=f"a metric cannot be called '{taken}'; pass a named function"):
+            swept.measure(Function(vowels, taken))
