@@ -1,11 +1,11 @@
 """`calibrate`: from the cells of a sweep to a layer and a range of alphas that steer without breaking."""
 
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from steerkit.exceptions import InvalidInputError, NothingSteersError
 from steerkit.sweep_results import Sweep
@@ -24,19 +24,23 @@ class Calibration:
         The layer with the largest effect span among those that beat the random control.
     alphas : tuple of float
         The usable interval at that layer: the answers are fluent and still answer their question.
+    alphas_interval : tuple of two tuples of float
+        The 95 % bootstrap interval over the prompts of the lower and of the upper end.
     span : float
         Effect at the upper end minus effect at the lower end, in units of alpha.
     span_interval : tuple of float
         Its 95 % bootstrap interval over the prompts.
     n_prompts : int
     layers : DataFrame
-        The same for each layer: ``lower``, ``upper``, ``effect_lower``, ``effect_upper``, ``span``,
+        The same for each layer: ``lower``, ``upper``, ``effect_lower``, ``effect_upper``, ``span``, ``anti_steerable``
+        (the share of prompts whose `Sweep.slopes` between these alphas is below 0),
         ``control_span`` (random directions, same alphas), ``collapse_lower``, ``collapse_upper`` (the first alpha
         at which `Sweep.collapsed`; NaN if none was seen).
     """
 
     layer: int
     alphas: tuple[float, float]
+    alphas_interval: tuple[tuple[float, float], tuple[float, float]]
     span: float
     span_interval: tuple[float, float]
     n_prompts: int
@@ -47,6 +51,7 @@ class Calibration:
         return {
             "layer": self.layer,
             "alphas": list(self.alphas),
+            "alphas_interval": [list(end) for end in self.alphas_interval],
             "span": self.span,
             "span_interval": list(self.span_interval),
             "n_prompts": self.n_prompts,
@@ -92,9 +97,8 @@ def calibrate(
         raise InvalidInputError(f"preservation={preservation!r} is outside (0, 1]; pass a share such as 0.9.")
     if perplexity is not None and not perplexity > 1:
         raise InvalidInputError(f"perplexity={perplexity!r} is not above 1; pass a ratio such as 2.")
-    moved = _divergences(sweep, kl, divergence)
-    bounds = {"preservation": preservation, "perplexity": perplexity, "kl": kl}
-    if not any(bounds.values()):
+    bounds = _Bounds(preservation, perplexity, kl, _divergences(sweep, kl, divergence))
+    if not str(bounds):
         raise InvalidInputError("no bound is left, so any alpha would be usable; pass preservation, perplexity or kl.")
     if "random" not in set(sweep.cells["direction"]):
         raise InvalidInputError("the sweep has no random control to compare with; sweep with controls=('random',).")
@@ -111,7 +115,7 @@ def calibrate(
             f"{kept:.0%} of the unsteered answers to {n_prompts} prompts are found to answer their question, some of "
             "at least 2 were expected; sweep over more prompts that the model can answer."
         )
-    rows = {layer: _usable(sweep, layer, preservation, perplexity, moved, kl) for layer in sweep.layers}
+    rows = {layer: _layer(sweep, layer, bounds) for layer in sweep.layers}
     table = pd.DataFrame.from_dict(rows, orient="index").rename_axis("layer")
     spans = {layer: _spans(sweep, layer, row["lower"], row["upper"]) for layer, row in table.iterrows()}
     generator = np.random.default_rng(random_state)
@@ -120,16 +124,17 @@ def calibrate(
     steering = table[[low_above[layer] > 0 for layer in table.index]]
     if steering.empty:
         raise NothingSteersError(
-            f"no layer has an effect span above its random control's over {n_prompts} prompts within "
-            f"{', '.join(f'{name}={bound:g}' for name, bound in bounds.items() if bound)}; try other alphas, another "
-            "learner or more prompts."
+            f"no layer has an effect span above its random control's over {n_prompts} prompts within {bounds}; try "
+            "other alphas, another learner or more prompts."
         )
     layer = int(steering["span"].idxmax())
     chosen = table.loc[layer]
+    ends = np.quantile(bounds.ends(sweep, layer, draws), [0.025, 0.975], axis=0, method="nearest").tolist()
     low, high = np.quantile(spans[layer][0][draws].mean(axis=1), [0.025, 0.975])
     return Calibration(
         layer=layer,
         alphas=(float(chosen["lower"]), float(chosen["upper"])),
+        alphas_interval=((ends[0][0], ends[1][0]), (ends[0][1], ends[1][1])),
         span=float(chosen["span"]),
         span_interval=(float(low), float(high)),
         n_prompts=n_prompts,
@@ -155,25 +160,60 @@ def _divergences(sweep: Sweep, kl: float | None, divergence: pd.DataFrame | None
     return table.assign(**{"0.0": 0.0}).rename(columns={"0.0": 0.0})
 
 
-def _usable(
-    sweep: Sweep, layer: int, preservation: float | None, perplexity: float | None, moved: pd.DataFrame | None,
-    kl: float | None,
-) -> dict[str, float]:  # fmt: skip
-    kept, ratio = sweep.pivot("preserved").loc[layer], np.exp(sweep.pivot("nll_rise").loc[layer])
-    usable = pd.Series(data=True, index=kept.index)
-    if preservation is not None:
-        usable &= kept >= preservation * kept[0.0]
-    if perplexity is not None:  # a ratio of NaN, where every answer is empty, is no ratio within bounds
-        usable &= ratio <= perplexity
-    if moved is not None:
-        usable &= moved.loc[layer].reindex(usable.index) <= kl
-    collapsed = sweep.collapsed().loc[layer]
-    ends: dict[str, float] = {}
-    collapse: dict[str, float] = {}
+@dataclass(frozen=True)
+class _Bounds:
+    """What an alpha must keep to be usable; None where it does not count."""
+
+    preservation: float | None
+    perplexity: float | None
+    kl: float | None
+    divergences: pd.DataFrame | None
+
+    def __str__(self) -> str:
+        named = {"preservation": self.preservation, "perplexity": self.perplexity, "kl": self.kl}
+        return ", ".join(f"{name}={bound:g}" for name, bound in named.items() if bound is not None)
+
+    def ends(self, sweep: Sweep, layer: int, draws: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Return the usable interval for each drawing of prompts, ``(n_draws, 2)``."""
+        tables = [_by_prompt(sweep, layer, metric) for metric in ("preserved", "nll_rise")]
+        alphas = tables[0].columns.to_numpy(dtype=np.float64)
+        zero = int(np.flatnonzero(alphas == 0.0)[0])
+        kept, rise = (_means(table.to_numpy(dtype=np.float64), draws) for table in tables)
+        usable = np.ones(kept.shape, dtype=bool)
+        if self.preservation is not None:
+            usable &= kept >= self.preservation * kept[:, [zero]]
+        if self.perplexity is not None:  # a rise of NaN, where every answer is empty, is no rise within bounds
+            usable &= np.exp(rise) <= self.perplexity
+        if self.divergences is not None:
+            usable &= self.divergences.loc[layer, alphas].to_numpy() <= self.kl
+        usable[:, zero] = True
+        steps_up = np.logical_and.accumulate(usable[:, zero:], axis=1).sum(axis=1) - 1
+        steps_down = np.logical_and.accumulate(usable[:, zero::-1], axis=1).sum(axis=1) - 1
+        return np.stack([alphas[zero - steps_down], alphas[zero + steps_up]], axis=1)
+
+
+def _by_prompt(sweep: Sweep, layer: int, metric: str) -> pd.DataFrame:
+    """Return a metric of the fitted direction, prompts down and alphas (0 included) across, ascending."""
+    cells = sweep.cells[(sweep.cells["layer"] == layer) & (sweep.cells["direction"] == "fitted")]
+    bare = sweep.cells[sweep.cells["direction"] == "unsteered"]
+    table = pd.concat([cells, bare]).pivot(index="prompt", columns="alpha", values=metric)
+    return table.reindex(sweep.prompts).sort_index(axis=1)
+
+
+def _means(values: NDArray[np.float64], draws: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the mean over the drawn rows, NaN left out, ``(n_draws, n_columns)``."""
+    drawn = values[draws]
+    with np.errstate(invalid="ignore"):
+        return np.asarray(np.nansum(drawn, axis=1) / np.isfinite(drawn).sum(axis=1))
+
+
+def _layer(sweep: Sweep, layer: int, bounds: _Bounds) -> dict[str, float]:
+    """Return the row of a layer in `Calibration.layers`."""
+    lower, upper = map(float, bounds.ends(sweep, layer, np.arange(len(sweep.prompts))[None])[0])
+    ends = {"lower": lower, "upper": upper}
+    collapsed, collapse = sweep.collapsed().loc[layer], {}
     for side, sign in (("lower", -1), ("upper", 1)):
-        outward = [alpha for alpha in sorted(kept.index, key=abs) if np.sign(alpha) == sign]
-        within = list(takewhile(lambda alpha: usable[alpha], outward))
-        ends[side] = float(within[-1]) if within else 0.0
+        outward = [alpha for alpha in sorted(collapsed.index, key=abs) if np.sign(alpha) == sign]
         collapse[f"collapse_{side}"] = float(next((alpha for alpha in outward if collapsed[alpha]), np.nan))
     effect = sweep.pivot("effect").loc[layer]
     fitted, control = _spans(sweep, layer, ends["lower"], ends["upper"])
@@ -182,9 +222,14 @@ def _usable(
         "effect_lower": float(effect[ends["lower"]]),
         "effect_upper": float(effect[ends["upper"]]),
         "span": float(fitted.mean()),
+        "anti_steerable": _share_below(sweep.slopes(layer, alphas=(ends["lower"], ends["upper"]))),
         "control_span": float(control.mean()),
         **collapse,
     }
+
+
+def _share_below(slopes: "pd.Series[float]") -> float:
+    return float((slopes.dropna() < 0).mean())
 
 
 def _spans(sweep: Sweep, layer: int, lower: float, upper: float) -> tuple[Any, Any]:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self
 
@@ -124,6 +125,23 @@ class Sweep:
         # A rise of NaN, where every answer is empty, is no rise within bounds.
         broken = kept.le(0.5 * kept[0.0], axis=0) | ~(rise < np.log(COLLAPSED))
         return broken.drop(columns=0.0)
+
+    def slopes(self, layer: int, *, alphas: tuple[float, float] = (-np.inf, np.inf)) -> "pd.Series[float]":
+        """Return by prompt how much effect one unit of alpha has, fitted by least squares to alphas within bounds.
+
+        A prompt with a slope below 0 is anti-steerable: its answer moves the wrong way (Tan et al. 2024, "Analyzing
+        the Generalization and Reliability of Steering Vectors"). NaN where no alpha but 0 is within the bounds.
+        """
+        mine = self.cells[(self.cells["direction"] == "fitted") & (self.cells["layer"] == layer)]
+        mine = mine[mine["alpha"].between(*alphas)]
+        # The unsteered answer has alpha 0 and effect 0, so the line goes through the origin.
+        products = (mine["alpha"] * mine["effect"]).groupby(mine["prompt"]).sum()
+        squares = (mine["alpha"] ** 2).groupby(mine["prompt"]).sum()
+        return (products / squares).reindex(self.prompts).rename("slope")
+
+    def plot(self, metric: str = "effect") -> Any:
+        """Draw a heat map of a metric over layer × alpha; returns a matplotlib ``Figure``."""
+        return import_module("steerkit.plots").plot_heatmap(self, metric)  # drawing is a floor above
 
     def answers(self, prompt: str, layer: int) -> pd.DataFrame:
         """Return the cells of one prompt at one layer by ascending alpha, the unsteered answer among them."""

@@ -250,6 +250,29 @@ def test_calibration_finds_the_planted_layer_range_and_collapse() -> None:
     assert found.span == pytest.approx(0.8, abs=0.05)
     assert found.span_interval[0] < found.span < found.span_interval[1]
     assert found.n_prompts == 12
+    assert found.alphas_interval == ((-0.4, -0.4), (0.4, 0.4))
+    assert found.layers.loc[2, "anti_steerable"] == 0
+
+
+def test_the_usable_interval_is_as_certain_as_the_prompts_agree() -> None:
+    cells = planted_sweep().cells
+    broken = (cells["alpha"] == 0.4) & (cells["layer"] == 2) & (cells["prompt"] == "q0")
+    cells.loc[broken, "preserved"] = 0.0  # one answer of twelve: within the bound here, not in every resample
+    found = calibrate(Sweep(cells, {}))
+    assert found.alphas == (-0.4, 0.4)
+    assert found.alphas_interval == ((-0.4, -0.4), (0.2, 0.4))
+
+
+def test_prompts_that_move_the_wrong_way_are_counted() -> None:
+    cells = planted_sweep().cells
+    contrary = (cells["layer"] == 2) & cells["prompt"].isin(["q3", "q4", "q5"])
+    cells.loc[contrary, "effect"] *= -1
+    swept = Sweep(cells, {})
+    slopes = swept.slopes(2)
+    assert slopes[slopes < 0].index.tolist() == ["q3", "q4", "q5"]
+    assert slopes.abs().to_numpy() == pytest.approx(np.ones(12), abs=0.1)
+    assert calibrate(swept).layers.loc[2, "anti_steerable"] == 0.25
+    assert swept.slopes(2, alphas=(-0.1, 0.1)).isna().all()
 
 
 def test_calibration_stops_where_fluency_ends() -> None:
@@ -287,7 +310,7 @@ def test_calibration_refuses_where_nothing_beats_the_control() -> None:
 
 
 def test_a_calibration_says_where_and_how_strongly_an_export_steers(fitted: SteeringEstimator) -> None:
-    found = Calibration(2, (-0.2, 0.4), 1.0, (0.5, 1.5), 12, pd.DataFrame())
+    found = Calibration(2, (-0.2, 0.4), ((-0.2, 0.0), (0.2, 0.4)), 1.0, (0.5, 1.5), 12, pd.DataFrame())
     steered = fitted.export(calibration=found)
     assert (steered.vectors[0].layer, steered.alpha) == (2, 0.4)
     assert fitted.export(0.1, layer=1, calibration=found).alpha == 0.1
