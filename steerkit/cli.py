@@ -1,4 +1,4 @@
-"""The command line: ``steerkit run | generate | lint | ui``. Heavy imports wait until a command needs them."""
+"""The command line, ``steerkit run | generate | neighbourhood | card | lint | ui``; heavy imports wait until needed."""
 
 import os
 from pathlib import Path
@@ -116,6 +116,56 @@ def generate(
         answers = steered.generate([prompt] * len(alphas), alpha=alphas, max_new_tokens=max_new_tokens)
         for strength, answer in zip(alphas, answers, strict=True):
             typer.echo(f"[alpha {strength:+g}] {answer}" if len(alphas) > 1 else answer)
+
+
+@app.command()
+def neighbourhood(
+    recipe: Annotated[Path, typer.Argument(help="YAML file that was run already.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", help="The changes with which it was run.")] = None,
+    ran: Annotated[Path | None, typer.Option("--run", help="Output of the run. Default: output/NAME.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write. Default: output/NAME-neighbourhood.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")] = False,
+) -> None:
+    """Turn the direction that a run recommends, and say how wide the cone is that works.
+
+    Example: `steerkit neighbourhood recipes/expertise.yaml`
+    """
+    with _errors():
+        from rich.console import Console
+
+        from steerkit.experiment import run_neighbourhood
+        from steerkit.recipe import load_recipe
+        from steerkit.report import neighbourhood_table
+
+        console = Console()
+        loaded = load_recipe(recipe, set_ or [])
+        folder = output or Path("output") / f"{loaded.name}-neighbourhood"
+        found = run_neighbourhood(
+            loaded, ran=ran or Path("output") / loaded.name, output=folder, overwrite=overwrite, say=console.print
+        )
+        console.print()
+        console.print(neighbourhood_table(found))
+        console.print(f"{'table, plot':14} {folder}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def card(
+    model: Annotated[Path, typer.Argument(help="Folder of a steered model, or of a run.")],
+    html: Annotated[Path | None, typer.Option(help="Write the card as a page to this file instead.")] = None,
+) -> None:
+    """Print the reliability card of a steered model: what was measured on it, and what was not.
+
+    Example: `steerkit card output/expertise --html card.html`
+    """
+    with _errors():
+        from steerkit.card import Card
+
+        found = Card.load(model / "steered" if (model / "steered").is_dir() else model)
+        if html is None:
+            typer.echo(found.to_markdown(), nl=False)
+        else:
+            html.write_text(found.to_html(), encoding="utf-8")
+            typer.echo(html)
 
 
 @app.command()

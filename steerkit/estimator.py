@@ -17,6 +17,7 @@ from steerkit.fitted_directions import FittedDirections, Floats
 from steerkit.language_model import LanguageModel
 from steerkit.layerwise import LayerwiseDirections, check_labels
 from steerkit.learners import GivenDirections, make_learner
+from steerkit.reliability import estimator_card
 from steerkit.steered import SteeredModel
 
 
@@ -64,6 +65,8 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
         As in `LayerwiseDirections`.
     learners_ : list of fitted learners
     n_layers_ : int
+    n_samples_ : list of int
+        Texts of each class.
 
     Examples
     --------
@@ -148,6 +151,7 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
         self.n_layers_ = len(self.layers_)
         self.layer_ = self._most_readable(model.n_layers) if chosen is None else chosen
         self.fingerprint_ = model.fingerprint
+        self.n_samples_ = [int((labels == label).sum()) for label in self.classes_]
         return self
 
     def set_params(self, **params: Any) -> Self:
@@ -204,9 +208,11 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
         if calibration is not None:
             alpha = calibration.alphas[1] if alpha is None else alpha
             layer = calibration.layer if layer is None else layer
+        card = estimator_card(self, self.layers_[self._place(layer)], calibration)
         if self.directions_.ndim == 2 or target is not None:
             strength = 0.07 if alpha is None else alpha
-            return SteeredModel(model, self.vector(layer, target=target), alpha=strength, operation=operation)
+            vector = self.vector(layer, target=target)
+            return SteeredModel(model, vector, alpha=strength, operation=operation, card=card)
         if alpha is not None and not isinstance(alpha, Mapping):
             raise InvalidInputError(
                 f"alpha={alpha!r} is one number for {len(self.classes_)} classes; pass target=, or a dict of one "
@@ -214,7 +220,7 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
             )
         vectors = [self.vector(layer, target=label) for label in self.classes_.tolist()]
         strengths = {str(label): strength for label, strength in (alpha or {}).items()}
-        return SteeredModel(model, vectors, alpha=strengths, operation=operation)
+        return SteeredModel(model, vectors, alpha=strengths, operation=operation, card=card)
 
     def get_feature_names_out(self, input_features: object = None) -> NDArray[Any]:
         """Return the names of the columns of `transform`."""

@@ -13,13 +13,18 @@ from sklearn.utils import Bunch
 
 from steerkit.activations import resolve_layers
 from steerkit.calibration import Calibration, calibrate
+from steerkit.card import Card
 from steerkit.datasets import bag_of_words_accuracy, expertise_path, load_contrast
+from steerkit.divergence import sweep_divergence
 from steerkit.estimator import SteeringEstimator
-from steerkit.exceptions import NothingSteersError
+from steerkit.exceptions import NothingSteersError, RecipeError
 from steerkit.language_model import LanguageModel
-from steerkit.plots import check_drawable, figures
+from steerkit.neighbourhood import Neighbourhood, neighbourhood
+from steerkit.plots import check_drawable, figures, plot_neighbourhood
 from steerkit.reading import EffectReader
 from steerkit.recipe import Recipe
+from steerkit.reliability import LIMITS, controls_section, reading_section, side_effects_section
+from steerkit.report import answers_page
 from steerkit.steered import SteeredModel
 from steerkit.sweep_results import Sweep
 from steerkit.sweeps import sweep
@@ -71,17 +76,8 @@ def run(
     train, test = (_load_data(source, recipe.data.labels) for source in (recipe.data.train, recipe.data.test))
     cells = Path(output).with_name(f".{Path(output).name}.cells")
     with new_folder(output, overwrite=overwrite, holds=RECIPE) as folder:
-        options = recipe.model.model_dump()
-        model = LanguageModel(options.pop("name"), **options)
-        if recipe.sweep.layers != "auto":
-            resolve_layers(model, recipe.sweep.layers)
-        say(f"Fitting a direction at every layer of {recipe.model.name} to {train.DESCR}")
-        estimator = SteeringEstimator(model, **recipe.estimator.model_dump())
-        estimator.fit(train.data, train.target, groups=train.groups)
+        estimator, reader = _fit(recipe, train, test, say)
         test_scores = estimator.layer_scores(test.data, test.target)
-        say(f"Reading what it answers to {test.DESCR}")
-        reader = EffectReader(model, max_new_tokens=recipe.sweep.max_new_tokens)
-        reader.fit(test.data, test.target, test.groups)
         say("Steering")
         swept = sweep(estimator, reader=reader, progress=True, resume=cells, **recipe.sweep.model_dump())
         calibration, refusal = None, None
@@ -89,10 +85,14 @@ def run(
             calibration = calibrate(swept, **recipe.calibration.model_dump())
         except NothingSteersError as error:
             refusal = str(error)
+        words = bag_of_words_accuracy(train, test)
         steered = _steered(estimator, calibration)
+        steered.card = _card(steered, estimator, swept, calibration, (test_scores, words, reader))
         shown = _show(steered, calibration, recipe, max(map(abs, swept.alphas)))
         drawn = figures(estimator, swept, calibration) if calibration is not None else {}
         swept.save(folder / "sweep")
+        page = answers_page(swept, swept.layers[0] if calibration is None else calibration.layer)
+        (folder / "answers.html").write_text(page, encoding="utf-8")
         steered.save_pretrained(folder / "steered")
         (folder / RECIPE).write_text(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
         for name, figure in drawn.items():
@@ -109,8 +109,76 @@ def run(
         except Exception as error:  # a store that is full or gone must not cost the run, which is on disk by now
             say(f"Not logged to MLflow ({type(error).__name__}: {error}); the results are in {output}.")
     shutil.rmtree(cells)
-    words = bag_of_words_accuracy(train, test)
     return Run(recipe, estimator, test_scores, words, reader, swept, calibration, refusal, shown, Path(output), run_id)
+
+
+def run_neighbourhood(
+    recipe: Recipe, *, ran: str | Path, output: str | Path, overwrite: bool = False,
+    say: Callable[[str], None] = lambda _: None,
+) -> Neighbourhood:  # fmt: skip
+    """Turn the direction that a run recommends, and write ``neighbourhood.csv`` and ``neighbourhood.png`` to a folder.
+
+    Raises
+    ------
+    RecipeError
+        ``ran`` is not the output of this recipe.
+    NothingSteersError
+        The run recommended nothing.
+    """
+    check_drawable()
+    written = Path(ran, RECIPE)
+    if not written.is_file() or yaml.safe_load(written.read_text(encoding="utf-8")) != recipe.model_dump(mode="json"):
+        raise RecipeError(
+            f"{ran} is no output of this recipe with these settings; run it first (steerkit run RECIPE), or pass the "
+            "folder of its output."
+        )
+    swept = Sweep.load(Path(ran, "sweep"))
+    found = calibrate(swept, **recipe.calibration.model_dump())
+    train, test = (_load_data(source, recipe.data.labels) for source in (recipe.data.train, recipe.data.test))
+    with new_folder(output, overwrite=overwrite, holds="neighbourhood.csv") as folder:
+        estimator, reader = _fit(recipe, train, test, say)
+        say(f"Turning the direction at layer {found.layer}")
+        options = recipe.sweep.model_dump(include={"distractors", "max_new_tokens", "random_state", "n_jobs"})
+        near = neighbourhood(
+            estimator, recipe.sweep.prompts, reader=reader, layer=found.layer, alphas=found.alphas, data=train.data,
+            target=train.target, progress=True, **options,
+        )  # fmt: skip
+        near.table.to_csv(folder / "neighbourhood.csv", index=False)
+        plot_neighbourhood(near).savefig(folder / "neighbourhood.png")
+    return near
+
+
+def _fit(
+    recipe: Recipe, train: Bunch, test: Bunch, say: Callable[[str], None]
+) -> tuple[SteeringEstimator, EffectReader]:
+    """Return the estimator of a recipe, and the reader of its effects."""
+    options = recipe.model.model_dump()
+    model = LanguageModel(options.pop("name"), **options)
+    if recipe.sweep.layers != "auto":
+        resolve_layers(model, recipe.sweep.layers)
+    say(f"Fitting a direction at every layer of {recipe.model.name} to {train.DESCR}")
+    estimator = SteeringEstimator(model, **recipe.estimator.model_dump())
+    estimator.fit(train.data, train.target, groups=train.groups)
+    say(f"Reading what it answers to {test.DESCR}")
+    reader = EffectReader(model, max_new_tokens=recipe.sweep.max_new_tokens)
+    return estimator, reader.fit(test.data, test.target, test.groups)
+
+
+def _card(
+    steered: SteeredModel, estimator: SteeringEstimator, swept: Sweep, calibration: Calibration | None,
+    read: tuple[NDArray[np.float64], float, EffectReader],
+) -> Card:  # fmt: skip
+    """Return the card of a run: what the export knows, and what the sweep and given text showed."""
+    card = steered.card or Card("")
+    scores, words, reader = read
+    layer = steered.vectors[0].layer
+    sections = [*card.sections, reading_section(float(scores[estimator.layers_.index(layer)]), words, reader.accuracy_)]
+    if calibration is not None:
+        bare = swept.cells[(swept.cells["direction"] == "unsteered") & (swept.cells["text"].str.strip() != "")]
+        said = list(zip(bare["prompt"], bare["text"], strict=True))
+        moved = sweep_divergence(estimator, said, alphas=calibration.alphas, layers=[layer])
+        sections += [controls_section(swept, calibration), side_effects_section(moved, "the unsteered answers")]
+    return Card(card.title, [*sections, LIMITS])
 
 
 def _steered(estimator: SteeringEstimator, calibration: Calibration | None) -> SteeredModel:

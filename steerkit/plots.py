@@ -8,6 +8,7 @@ import numpy as np
 from steerkit.calibration import Calibration
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import MissingExtraError
+from steerkit.neighbourhood import Neighbourhood
 from steerkit.sweep_results import Sweep
 
 if TYPE_CHECKING:
@@ -19,7 +20,11 @@ TITLES = {
     "effect": "Effect: how far the answers move (units of alpha)",
     "preserved": "Preservation: share of answers that still answer their question",
     "nll_rise": "Fluency: rise of the answers' nats per token",
+    "margin": "Margin of the true question over the best other (nats per token)",
+    "distinct_2": "Repetition: share of word pairs that are new",
+    "length": "Length of the answers (words)",
 }
+DASHES = {"random": ("--", "s"), "shuffled": (":", "^")}
 
 
 def check_drawable() -> None:
@@ -32,8 +37,9 @@ def figures(estimator: SteeringEstimator, sweep: Sweep, calibration: Calibration
     """Return all figures by name: reading and steering over the layers, heat maps, dose and response."""
     return {
         "layers": plot_layers(estimator, calibration),
-        **{metric: plot_heatmap(sweep, metric, calibration) for metric in TITLES},
+        **{metric: plot_heatmap(sweep, metric, calibration) for metric in sweep.metrics},
         "dose_response": plot_dose_response(sweep, calibration),
+        "prompts": plot_prompts(sweep, calibration),
     }
 
 
@@ -84,7 +90,8 @@ def plot_heatmap(sweep: Sweep, metric: str, calibration: Calibration | None = No
     figure, (axes,) = _figure(1, height=1.4 + 0.36 * len(table), width=max(5.0, 0.75 * len(table.columns) + 1.8))
     values = table.to_numpy()
     largest = float(np.nanmax(np.abs(values))) or 1.0
-    scale = {"effect": ("PuOr", -largest, largest), "preserved": ("cividis", 0.0, 1.0)}
+    scale = {"effect": ("PuOr", -largest, largest), "margin": ("PuOr", -largest, largest)}
+    scale |= dict.fromkeys(("preserved", "distinct_2"), ("cividis", 0.0, 1.0))
     colours, low, high = scale.get(metric, ("cividis_r", min(0.0, float(np.nanmin(values))), largest))
     image = axes.imshow(values, aspect="auto", origin="lower", cmap=colours, vmin=low, vmax=high)
     for (row, column), value in np.ndenumerate(values):
@@ -116,10 +123,15 @@ def plot_heatmap(sweep: Sweep, metric: str, calibration: Calibration | None = No
 
 
 def plot_dose_response(sweep: Sweep, calibration: Calibration) -> "Figure":
-    """Draw effect and preservation over alpha at the chosen layer, beside the random control; bands are ± 1.96 s.e."""
+    """Draw effect and preservation over alpha at the chosen layer, beside the controls; bands are ± 1.96 s.e.
+
+    What asking for it in words does is a line across.
+    """
     figure, (above, below) = _figure(2, height=5.4)
     for metric, axes in (("effect", above), ("preserved", below)):
-        for direction, colour, line, marker in (("fitted", ORANGE, "-", "o"), ("random", GREY, "--", "s")):
+        kinds = [kind for kind in DASHES if kind in set(sweep.cells["direction"])]
+        styles = [("fitted", ORANGE, "-", "o"), *((kind, GREY, *DASHES[kind]) for kind in kinds)]
+        for direction, colour, line, marker in styles:
             cells = sweep.cells[(sweep.cells["layer"] == calibration.layer) & (sweep.cells["direction"] == direction)]
             bare = sweep.cells[sweep.cells["direction"] == "unsteered"]
             by_alpha = [*cells.groupby("alpha")[metric], (0.0, bare[metric])]
@@ -132,6 +144,10 @@ def plot_dose_response(sweep: Sweep, calibration: Calibration) -> "Figure":
             if metric == "preserved":
                 low, high = low.clip(0, 1), high.clip(0, 1)
             axes.fill_between(alphas, low, high, color=colour, alpha=0.2, linewidth=0)
+        for name, cells in sweep.cells[sweep.cells["direction"].str.startswith("prompted ")].groupby("direction"):
+            value = float(cells[metric].mean())
+            axes.axhline(value, color=BLUE, linestyle="-.", linewidth=1)
+            axes.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), fontsize="small", va="bottom")
         axes.axvspan(*calibration.alphas, color=BLUE, alpha=0.08, linewidth=0, label="usable alphas")
         axes.axhline(0, color="black", linewidth=0.8)
     above.set(ylabel="effect (units of alpha)", title=f"Layer {calibration.layer}: style moves …")
@@ -141,6 +157,55 @@ def plot_dose_response(sweep: Sweep, calibration: Calibration) -> "Figure":
         title="… until meaning is lost",
         ylim=(-0.04, 1.04),
     )
+    above.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def plot_prompts(sweep: Sweep, calibration: Calibration) -> "Figure":
+    """Draw by prompt how much effect one unit of alpha has at the chosen layer, within the usable alphas."""
+    slopes = sweep.slopes(calibration.layer, alphas=calibration.alphas).sort_values()
+    figure, (axes,) = _figure(1, height=1.2 + 0.26 * len(slopes))
+    wrong = slopes < 0
+    places = np.arange(len(slopes))
+    axes.barh(places[~wrong], slopes[~wrong], color=ORANGE, label="moves as asked")
+    axes.barh(places[wrong], slopes[wrong], color=GREY, hatch="///", label="moves the wrong way")
+    axes.axvline(0, color="black", linewidth=0.8)
+    names = [name if len(name) <= 48 else f"{name[:47]}…" for name in slopes.index]
+    axes.set(
+        yticks=places, yticklabels=names, xlabel="effect per unit of alpha",
+        title=f"Layer {calibration.layer}: {wrong.mean():.0%} of the prompts are anti-steerable",
+    )  # fmt: skip
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
+    return figure
+
+
+def plot_neighbourhood(found: Neighbourhood) -> "Figure":
+    """Draw effect span and preservation over the angle to the fitted direction; bands are ± 1.96 s.e. over planes."""
+    figure, (above, below) = _figure(2, height=5.4)
+    means = found.means()
+    resampled = found.table[found.table["kind"] == "bootstrap"]
+    for metric, axes in (("span", above), ("preserved", below)):
+        middle, error = means[metric]["mean"], means[metric]["sem"].fillna(0.0)
+        axes.plot(means.index, middle, color=ORANGE, marker="o", label="turned in random planes")
+        axes.fill_between(
+            means.index, middle - 1.96 * error, middle + 1.96 * error, color=ORANGE, alpha=0.2, linewidth=0
+        )
+        if len(resampled):
+            axes.plot(resampled["angle"], resampled[metric], "^", color=BLUE, label="refitted to resampled prompts")
+    angles = np.linspace(0, max(means.index), 50)
+    above.plot(
+        angles, means["span"]["mean"][0.0] * np.cos(np.deg2rad(angles)), "--", color=GREY,
+        label="if only the part along the fitted one counted",
+    )  # fmt: skip
+    above.axhline(0, color="black", linewidth=0.8)
+    if np.isfinite(found.cone):
+        above.axvline(found.cone, color="black", linestyle=":", linewidth=1)
+        above.annotate(f"half at {found.cone:.0f}°", (found.cone, 0), xytext=(4, 4), textcoords="offset points")
+    above.set(
+        ylabel="effect span (units of alpha)",
+        title=f"Layer {found.layer}, alpha {found.alphas[0]:+g} to {found.alphas[1]:+g}: how wide a cone works?",
+    )
+    below.set(ylabel="preservation, worse end", xlabel="angle to the fitted direction (degrees)", ylim=(-0.04, 1.04))
     above.legend(frameon=False, fontsize="small")
     return figure
 

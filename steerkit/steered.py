@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from steerkit.batching import batches
+from steerkit.card import JSON, Card
 from steerkit.exceptions import CorruptFileError, InvalidInputError, NonFiniteError, PromptError
 from steerkit.hooks import Edit, edit
 from steerkit.language_model import LanguageModel
@@ -38,6 +39,8 @@ class SteeredModel:
     operation : {"add", "ablate", "clamp"}
         ``add``: ``h + alpha * norm * v``. ``ablate``: remove the share alpha of the projection on v.
         ``clamp``: set the projection, in units of alpha and counted from the offset, to alpha.
+    card : Card, optional
+        What was measured on it, saved with it; `SteeringEstimator.export` writes one.
 
     Raises
     ------
@@ -52,10 +55,12 @@ class SteeredModel:
         *,
         alpha: float | Mapping[str, float] = 0.07,
         operation: str = "add",
+        card: Card | None = None,
     ) -> None:
         self.model = LanguageModel.of(model)
         self.vectors = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
         self.operation = operation
+        self.card = card
         if operation not in OPERATIONS:
             raise InvalidInputError(
                 f"operation={operation!r} is not known; pass one of {', '.join(map(repr, OPERATIONS))}."
@@ -180,6 +185,8 @@ class SteeredModel:
         model = {name: getattr(self.model, name) for name in names} | {"blocks": self.model.blocks_path}
         with new_folder(path, overwrite=overwrite, holds=CONFIG) as folder:
             save_vectors(folder, self.vectors, model=model, alpha=self.alpha, operation=self.operation)
+            if self.card is not None:
+                self.card.save(folder)
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, model: str | LanguageModel | None = None) -> Self:
@@ -192,7 +199,8 @@ class SteeredModel:
         try:
             if model is None:
                 model = LanguageModel(settings["model"].pop("name"), **_keyed(settings["model"]))
-            return cls(model, vectors, alpha=_strength(settings["alpha"]), operation=settings["operation"])
+            card = Card.load(path) if Path(path, JSON).exists() else None
+            return cls(model, vectors, alpha=_strength(settings["alpha"]), operation=settings["operation"], card=card)
         except (KeyError, TypeError, AttributeError) as error:
             raise CorruptFileError(f"{path} holds no usable settings ({error!r}); save the model again.") from error
 

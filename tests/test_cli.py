@@ -50,6 +50,38 @@ def test_the_saved_model_answers_on_the_command_line(ran: str, home: Path) -> No
     assert re.search(r"^\[alpha -0\.5\] .+\n\[alpha \+0\.5\] .+\n$", result.output, re.DOTALL)
 
 
+def test_the_run_and_its_model_have_a_card_and_a_page_of_answers(ran: str, home: Path) -> None:
+    del ran
+    for folder in (home / "out", home / "out" / "steered"):
+        result = CliRunner().invoke(app, ["card", str(folder)])
+        assert result.exit_code == 0
+        assert result.output.startswith("# Steered model: novice → expert\n")
+        assert "## What was not measured" in result.output
+    result = CliRunner().invoke(app, ["card", str(home / "out"), "--html", str(home / "card.html")])
+    assert (home / "card.html").read_text().startswith("<!doctype html>")
+    result = CliRunner().invoke(app, ["card", str(home)])
+    assert result.exit_code == 2
+    assert "holds no readable card" in result.output
+    assert "What is a neutron star?" in (home / "out" / "answers.html").read_text()
+
+
+def test_the_neighbourhood_of_a_run_is_measured(ran: str, home: Path) -> None:
+    arguments = ["neighbourhood", RECIPE, "--output", str(home / "near"), "--run", str(home / "out")]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 2
+    assert "is no output of this recipe with these settings; run it first" in result.output
+    for setting in SMALL:
+        arguments += ["--set", setting]
+    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "160"})
+    if "Nothing is recommended" in ran:
+        assert result.exit_code == 2
+        return
+    assert result.exit_code == 0, result.output
+    assert "share of the fitted" in result.output
+    assert (home / "near" / "neighbourhood.png").stat().st_size > 10_000
+    assert (home / "near" / "neighbourhood.csv").is_file()
+
+
 def test_mlflow_holds_the_run_its_curves_its_cells_and_the_model(ran: str, home: Path) -> None:
     del ran
     from steerkit.steered import SteeredModel

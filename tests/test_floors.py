@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "steerkit"
 FLOORS = [
     ["exceptions"],
-    ["checks"],
+    ["checks", "card"],
     [
         "operations",
         "hooks",
@@ -26,7 +26,7 @@ FLOORS = [
         "cell_store",
     ],
     ["language_model", "vectors", "layerwise", "sparse_probe"],
-    ["activations", "steered", "lint", "likelihood"],
+    ["activations", "steered", "lint", "likelihood", "reliability"],
     ["sparse_autoencoder", "optimised_direction"],
     ["sparse_features", "fitted_directions", "reading"],
     ["estimator", "metrics"],
