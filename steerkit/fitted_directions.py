@@ -12,6 +12,7 @@ from steerkit.activations import token_activations
 from steerkit.exceptions import ContrastSetError, InvalidInputError, NotFittedError
 from steerkit.fingerprint import Fingerprint
 from steerkit.language_model import LanguageModel
+from steerkit.unembedding import unembed
 from steerkit.vectors import SteeringVector
 
 Floats = NDArray[np.float64]
@@ -127,7 +128,7 @@ class FittedDirections:
         if isinstance(n, bool) or not isinstance(n, Integral):
             raise InvalidInputError(f"n={n!r} is no whole number; pass how many tokens to name.")
         vector, model = self.vector(layer, target=target), LanguageModel.of(self.model)
-        logits = model.unembed(vector.direction)
+        logits = unembed(model, vector.direction)
         order = np.argsort(logits if n < 0 else -logits)[: abs(n)]
         return [(model.tokenizer.decode([int(token)]), float(logits[token])) for token in order]
 

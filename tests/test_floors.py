@@ -26,7 +26,7 @@ FLOORS = [
         "cell_store",
     ],
     ["language_model", "vectors", "layerwise", "sparse_probe"],
-    ["activations", "steered", "lint", "likelihood", "reliability"],
+    ["activations", "steered", "lint", "likelihood", "reliability", "unembedding"],
     ["sparse_autoencoder", "optimised_direction"],
     ["sparse_features", "fitted_directions", "reading"],
     ["estimator", "metrics"],
