@@ -1,6 +1,7 @@
 """`SteeringEstimator`: from labelled texts to a direction at every layer, a choice of layer, and a steered model."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
@@ -194,11 +195,14 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
         operation: str = "add",
         target: Any = None,
         calibration: Any = None,
+        classes: Sequence[str] | None = None,
     ) -> SteeredModel:
         """Return the steered model, by default at ``layer_`` and with alpha 0.07.
 
         What ``calibration``, as `calibrate` returns it, has found comes before these: its layer, and the upper of its
         alphas.
+
+        ``classes`` names the classes, in the order of ``classes_``, where their labels are but numbers.
 
         With more than two classes and no ``target``, the model has one vector per class, and alpha is a dict of one
         strength per class, by default an empty one; classes left out are not steered to.
@@ -208,17 +212,28 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
         if calibration is not None:
             alpha = calibration.alphas[1] if alpha is None else alpha
             layer = calibration.layer if layer is None else layer
-        card = estimator_card(self, self.layers_[self._place(layer)], calibration)
+        names = [str(name) for name in (self.classes_ if classes is None else classes)]
+        if len(names) != len(self.classes_):
+            raise InvalidInputError(
+                f"classes={classes!r} names {len(names)} of {len(self.classes_)} classes; name each, in the order of "
+                f"{self.classes_.tolist()}."
+            )
+        card = estimator_card(self, self.layers_[self._place(layer)], names, calibration)
         if self.directions_.ndim == 2 or target is not None:
             strength = 0.07 if alpha is None else alpha
             vector = self.vector(layer, target=target)
+            if classes is not None and len(names) == 2:
+                vector = replace(vector, classes=(names[0], names[1]))
             return SteeredModel(model, vector, alpha=strength, operation=operation, card=card)
         if alpha is not None and not isinstance(alpha, Mapping):
             raise InvalidInputError(
                 f"alpha={alpha!r} is one number for {len(self.classes_)} classes; pass target=, or a dict of one "
                 "strength per class."
             )
-        vectors = [self.vector(layer, target=label) for label in self.classes_.tolist()]
+        vectors = [
+            replace(self.vector(layer, target=label), classes=(f"not {name}", name))
+            for label, name in zip(self.classes_.tolist(), names, strict=True)
+        ]
         strengths = {str(label): strength for label, strength in (alpha or {}).items()}
         return SteeredModel(model, vectors, alpha=strengths, operation=operation, card=card)
 

@@ -86,7 +86,7 @@ def run(
         except NothingSteersError as error:
             refusal = str(error)
         words = bag_of_words_accuracy(train, test)
-        steered = _steered(estimator, calibration)
+        steered = _steered(estimator, calibration, recipe.data.labels)
         steered.card = _card(steered, estimator, swept, calibration, (test_scores, words, reader))
         shown = _show(steered, calibration, recipe, max(map(abs, swept.alphas)))
         drawn = figures(estimator, swept, calibration) if calibration is not None else {}
@@ -181,11 +181,11 @@ def _card(
     return Card(card.title, [*sections, LIMITS])
 
 
-def _steered(estimator: SteeringEstimator, calibration: Calibration | None) -> SteeredModel:
+def _steered(estimator: SteeringEstimator, calibration: Calibration | None, labels: Sequence[str]) -> SteeredModel:
     """Return the model to save: at the calibrated layer, at the upper usable alpha; unsteered where nothing steers."""
     if calibration is None:
-        return estimator.export(0.0)
-    return estimator.export(calibration=calibration)
+        return estimator.export(0.0, classes=labels)
+    return estimator.export(calibration=calibration, classes=labels)
 
 
 def _show(

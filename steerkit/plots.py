@@ -125,9 +125,9 @@ def plot_heatmap(sweep: Sweep, metric: str, calibration: Calibration | None = No
 def plot_dose_response(sweep: Sweep, calibration: Calibration) -> "Figure":
     """Draw effect and preservation over alpha at the chosen layer, beside the controls; bands are ± 1.96 s.e.
 
-    What asking for it in words does is a line across.
+    The effect of asking for it in words is a line across.
     """
-    figure, (above, below) = _figure(2, height=5.4)
+    figure, (above, below) = _figure(2, height=5.4, width=8.4)
     for metric, axes in (("effect", above), ("preserved", below)):
         kinds = [kind for kind in DASHES if kind in set(sweep.cells["direction"])]
         styles = [("fitted", ORANGE, "-", "o"), *((kind, GREY, *DASHES[kind]) for kind in kinds)]
@@ -144,12 +144,12 @@ def plot_dose_response(sweep: Sweep, calibration: Calibration) -> "Figure":
             if metric == "preserved":
                 low, high = low.clip(0, 1), high.clip(0, 1)
             axes.fill_between(alphas, low, high, color=colour, alpha=0.2, linewidth=0)
-        for name, cells in sweep.cells[sweep.cells["direction"].str.startswith("prompted ")].groupby("direction"):
-            value = float(cells[metric].mean())
-            axes.axhline(value, color=BLUE, linestyle="-.", linewidth=1)
-            axes.annotate(name, (0.01, value), xycoords=("axes fraction", "data"), fontsize="small", va="bottom")
         axes.axvspan(*calibration.alphas, color=BLUE, alpha=0.08, linewidth=0, label="usable alphas")
         axes.axhline(0, color="black", linewidth=0.8)
+    prompted = sweep.cells[sweep.cells["direction"].str.startswith("prompted ")]
+    for name, value in prompted.groupby("direction")["effect"].mean().items():
+        above.axhline(value, color=BLUE, linestyle="-.", linewidth=1)
+        above.annotate(str(name), (0.01, value), xycoords=("axes fraction", "data"), fontsize="small", va="bottom")
     above.set(ylabel="effect (units of alpha)", title=f"Layer {calibration.layer}: style moves …")
     below.set(
         ylabel="preservation",
@@ -157,7 +157,7 @@ def plot_dose_response(sweep: Sweep, calibration: Calibration) -> "Figure":
         title="… until meaning is lost",
         ylim=(-0.04, 1.04),
     )
-    above.legend(frameon=False, fontsize="small")
+    above.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 
@@ -168,7 +168,8 @@ def plot_prompts(sweep: Sweep, calibration: Calibration) -> "Figure":
     wrong = slopes < 0
     places = np.arange(len(slopes))
     axes.barh(places[~wrong], slopes[~wrong], color=ORANGE, label="moves as asked")
-    axes.barh(places[wrong], slopes[wrong], color=GREY, hatch="///", label="moves the wrong way")
+    if wrong.any():
+        axes.barh(places[wrong], slopes[wrong], color=GREY, hatch="///", label="moves the wrong way")
     axes.axvline(0, color="black", linewidth=0.8)
     names = [name if len(name) <= 48 else f"{name[:47]}…" for name in slopes.index]
     axes.set(

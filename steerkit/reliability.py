@@ -14,13 +14,12 @@ CONTROL_NOTE = (
 )
 
 
-def estimator_card(estimator: Any, layer: int, calibration: Any = None) -> Card:
+def estimator_card(estimator: Any, layer: int, names: list[str], calibration: Any = None) -> Card:
     """Return the card of an estimator's direction at a layer, with what a calibration found if there is one."""
-    names = [str(name) for name in estimator.classes_]
     model = getattr(estimator.model, "name", estimator.model) or "a model in memory"
     counts = ", ".join(f"{n} {name}" for name, n in zip(names, estimator.n_samples_, strict=True))
     about = facts(
-        model=model, learner=" ".join(repr(estimator.learner).split()), classes=" → ".join(names), texts=counts,
+        model=model, learner=" ".join(str(estimator.learner).split()), classes=" → ".join(names), texts=counts,
         pooling=estimator.pooling, layer=layer, hidden_size=estimator.directions_.shape[-1],
     )  # fmt: skip
     measures = {
