@@ -57,7 +57,7 @@ def steering_section(calibration: Any) -> Section:
         interval_of_the_effect_span=calibration.span_interval,
         effect_span_of_random_directions=float(row["control_span"]),
         collapse=(float(row["collapse_lower"]), float(row["collapse_upper"])),
-        share_of_anti_steerable_prompts=float(row["anti_steerable"]),
+        share_of_prompts_that_move_the_wrong_way=float(row["anti_steerable"]),
         prompts=calibration.n_prompts,
     )
     return Section(

@@ -76,7 +76,7 @@ def test_a_calibration_stands_on_the_card(fitted: SteeringEstimator) -> None:
     for line in (
         "| alphas | -0.4 … 0.2 |",
         "| interval of the upper end | 0 … 0.2 |",
-        "| share of anti steerable prompts | 0.25 |",
+        "| share of prompts that move the wrong way | 0.25 |",
         "| collapse | -0.6 … – |",
     ):
         assert line in text
