@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from steerkit.sweep_results import Sweep
+from steerkit.sweep_results import ROUNDING, Sweep
 
 SMALLEST, LARGEST = 0.01, 2.56
-FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
-"""Of the alpha at which everything has collapsed: most of them those that were tried on the way there."""
+FINE = 8
+"""How much smaller than the first collapse the smallest alpha is."""
 
 
 def bracketed_alphas(measure: Callable[[float], Sweep]) -> list[float]:
@@ -17,10 +17,18 @@ def bracketed_alphas(measure: Callable[[float], Sweep]) -> list[float]:
     measure : function
         Takes an alpha and returns a sweep over both of its signs.
     """
-    alpha, collapsed = SMALLEST, measure(SMALLEST).collapsed()
-    while alpha < LARGEST and not collapsed.to_numpy().all():
-        alpha *= 2
-        now = measure(alpha).collapsed()
+    tried, first = [SMALLEST], None
+    collapsed = measure(SMALLEST).collapsed()
+    while True:
+        if first is None and collapsed.to_numpy().any():
+            first = tried[-1]
+        if tried[-1] >= LARGEST or collapsed.to_numpy().all():
+            break
+        tried.append(2 * tried[-1])
+        now = measure(tried[-1]).collapsed()
         collapsed = collapsed.set_axis(now.columns, axis=1) | now
-    sizes = [round(alpha * fraction, 6) for fraction in FRACTIONS]
+    smallest = (first or tried[-1]) / FINE
+    # Those that were tried are measured already; two more lie between the largest, where most is lost.
+    between = [0.375 * tried[-1], 0.75 * tried[-1]]
+    sizes = sorted({round(alpha, 6) for alpha in [smallest, *tried, *between] if alpha >= smallest * (1 - ROUNDING)})
     return [-size for size in reversed(sizes)] + sizes

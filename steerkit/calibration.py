@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steerkit.exceptions import InvalidInputError, NothingSteersError
-from steerkit.sweep_results import Sweep
+from steerkit.sweep_results import ROUNDING, Sweep
 
 READABLE = 0.6
 """Below this accuracy of its reader an effect is noise; guessing has 0.5."""
@@ -110,7 +110,7 @@ def calibrate(
         )
     n_prompts = len(sweep.prompts)
     kept = float(sweep.pivot("preserved")[0.0].iloc[0])
-    if n_prompts < 2 or not kept:
+    if n_prompts < 2 or (preservation is not None and not kept):
         raise NothingSteersError(
             f"{kept:.0%} of the unsteered answers to {n_prompts} prompts are found to answer their question, some of "
             "at least 2 were expected; sweep over more prompts that the model can answer."
@@ -181,7 +181,7 @@ class _Bounds:
         kept, rise = (_means(table.to_numpy(dtype=np.float64), draws) for table in tables)
         usable = np.ones(kept.shape, dtype=bool)
         if self.preservation is not None:
-            usable &= kept >= self.preservation * kept[:, [zero]]
+            usable &= (kept >= self.preservation * kept[:, [zero]] - ROUNDING) & (kept[:, [zero]] > 0)
         if self.perplexity is not None:  # a rise of NaN, where every answer is empty, is no rise within bounds
             usable &= np.exp(rise) <= self.perplexity
         if self.divergences is not None:

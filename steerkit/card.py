@@ -17,6 +17,8 @@ STYLE = (
     "td.number{text-align:right;font-variant-numeric:tabular-nums}thead{background:#f2f2f2}p.note{color:#555}"
 )
 
+FRONT = "---\nlibrary_name: steerkit\ntags: [activation-steering]\n---\n"
+
 Rows = list[dict[str, Any]]
 
 
@@ -44,7 +46,7 @@ class Card:
 
     def to_markdown(self) -> str:
         """Return the card as Markdown."""
-        parts = [f"# {self.title}"]
+        parts = [f"{FRONT}\n# {_cell(self.title)}"]
         for section in self.sections:
             parts.append(f"## {section.heading}")
             parts += [section.note] if section.note else []
@@ -70,7 +72,7 @@ class Card:
     def save(self, folder: str | Path) -> None:
         """Write ``card.json``, ``README.md`` and ``card.html`` into an existing folder."""
         content = {"title": self.title, "sections": [vars(section) for section in self.sections]}
-        text = json.dumps(content, indent=2, default=_plain, allow_nan=True)
+        text = json.dumps(_plain(content), indent=2, allow_nan=False)
         for name, text_of in ((JSON, text + "\n"), (MARKDOWN, self.to_markdown()), (PAGE, self.to_html())):
             Path(folder, name).write_text(text_of, encoding="utf-8")
 
@@ -98,6 +100,8 @@ def facts(**values: Any) -> Rows:
 
 
 def _text(value: Any) -> str:
+    if value is None:
+        return "–"
     if isinstance(value, float):
         return f"{value:.3g}" if isfinite(value) else "–"
     if isinstance(value, list | tuple):
@@ -106,14 +110,19 @@ def _text(value: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _html(value: Any) -> str:
-    kind = ' class="number"' if isinstance(value, Real) else ""
+    kind = ' class="number"' if isinstance(value, Real) or value is None else ""
     return f"<td{kind}>{escape(_text(value))}</td>"
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers as Python's."""
-    return value.item()
+    """Return JSON values: NumPy's numbers as Python's, and null for NaN."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and not isfinite(value) else value

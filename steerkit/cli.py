@@ -164,6 +164,7 @@ def card(
         if html is None:
             typer.echo(found.to_markdown(), nl=False)
         else:
+            html.parent.mkdir(parents=True, exist_ok=True)
             html.write_text(found.to_html(), encoding="utf-8")
             typer.echo(html)
 

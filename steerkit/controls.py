@@ -1,5 +1,6 @@
 """What a sweep steers with: the fitted directions, and others of equal norm beside them."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -49,7 +50,7 @@ def control_directions(
     estimator: SteeringEstimator,
     layers: Sequence[int],
     controls: Sequence[str],
-    n_prompts: int,
+    prompts: Sequence[Any],
     random_state: int,
     others: Mapping[str, ArrayLike],
 ) -> dict[str, Callable[[int, int], NDArray[np.float32]]]:
@@ -65,9 +66,7 @@ def control_directions(
     if len({*controls}) < len(controls) or not {*controls} <= {*CONTROLS}:
         raise InvalidInputError(f"controls={controls!r} is not known; pass some of {', '.join(map(repr, CONTROLS))}.")
     vectors = {layer: estimator.vector(layer) for layer in layers}
-    generator = np.random.default_rng(random_state)
     size = estimator.directions_.shape[-1]
-    drawn = {(layer, place): generator.normal(size=size) for layer in layers for place in range(n_prompts)}
 
     def scaled(layer: int, direction: Any) -> NDArray[np.float32]:
         length = np.linalg.norm(direction) or 1.0
@@ -75,7 +74,7 @@ def control_directions(
 
     every: dict[str, Callable[[int, int], NDArray[np.float32]]] = {
         "fitted": lambda layer, _: scaled(layer, vectors[layer].direction),
-        "random": lambda layer, place: scaled(layer, drawn[layer, place]),
+        "random": lambda layer, place: scaled(layer, _drawn(random_state, layer, prompts[place], size)),
         "shuffled": lambda layer, _: scaled(layer, shuffled[estimator.layers_.index(layer)]),
     }
     shuffled = estimator.shuffled_directions_
@@ -89,6 +88,12 @@ def control_directions(
         rows = _rows(name, given, len(layers), size)
         chosen[name] = partial(_of_layer, {layer: scaled(layer, row) for layer, row in zip(layers, rows, strict=True)})
     return chosen
+
+
+def _drawn(random_state: int, layer: int, prompt: Any, size: int) -> NDArray[np.float64]:
+    """Return a random direction that depends on nothing else, so that a larger sweep has the same ones."""
+    name = hashlib.sha256(f"{random_state}/{layer}/{prompt}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(name)).normal(size=size)
 
 
 def _of_layer(steps: Mapping[int, NDArray[np.float32]], layer: int, _prompt: int) -> NDArray[np.float32]:

@@ -36,15 +36,15 @@ def sweep_divergence(
     estimator : fitted SteeringEstimator
         Of two classes.
     texts : sequence of str or of (prompt, completion)
-        Plain texts, outside any chat template; of pairs the completions count.
+        Plain texts, outside any chat template; of pairs the completions count. No more than the context holds.
     alphas, layers, controls, random_state
         As in `sweep`.
 
     Returns
     -------
     DataFrame
-        ``direction``, ``layer``, ``alpha``, ``text`` (its index), ``kl`` (the Kullback-Leibler divergence of the
-        steered from the unsteered next-token distribution, mean over the tokens, in nats) and ``nll_rise`` (by how
+        ``direction``, ``layer``, ``alpha``, ``text`` (its index), ``kl`` (KL(unsteered ‖ steered) of the
+        next-token distributions, mean over the tokens, in nats) and ``nll_rise`` (by how
         much less likely the text becomes, in nats per token).
 
     Raises
@@ -54,7 +54,7 @@ def sweep_divergence(
     """
     model = LanguageModel.of(estimator.model)
     steered, strengths = steered_layers(estimator, layers), check_alphas(alphas)
-    steps = control_directions(estimator, steered, controls, len(texts), random_state, {})
+    steps = control_directions(estimator, steered, controls, list(texts), random_state, {})
     sequences, starts = _encode(model, texts)
     settings = [(kind, layer, alpha) for kind in steps for layer in steered for alpha in strengths]
     rows = []
@@ -83,7 +83,16 @@ def _encode(model: LanguageModel, texts: Sequence[Any]) -> tuple[list[list[int]]
     """Return token ids, and from which on they count; the first token of a text is given, not predicted."""
     checked = check_texts(texts)
     if not any(isinstance(text, tuple) for text in checked):
-        return [model.encode_text(text)[: model.context_length] for text in checked], [1] * len(checked)
+        if not checked or not all(isinstance(text, str) for text in checked):
+            raise PromptError("texts are plain texts or (prompt, completion) pairs, at least one; pass such.")
+        sequences = [model.encode_text(text) for text in checked]
+        for place, sequence in enumerate(sequences):
+            if len(sequence) > model.context_length:
+                raise PromptError(
+                    f"text {place} has {len(sequence)} tokens, {model.name or 'the model'} takes at most "
+                    f"{model.context_length}; shorten it."
+                )
+        return sequences, [1] * len(checked)
     prompts, completions = split_pairs(checked)
     return model.encode(prompts, completions), [len(head) for head in model.encode(prompts)]
 

@@ -199,8 +199,8 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
     ) -> SteeredModel:
         """Return the steered model, by default at ``layer_`` and with alpha 0.07.
 
-        What ``calibration``, as `calibrate` returns it, has found comes before these: its layer, and the upper of its
-        alphas.
+        What ``calibration``, as `calibrate` returns it, has found comes before these: its layer, and the end of its
+        alphas that is farther from 0, the upper of equals.
 
         ``classes`` names the classes, in the order of ``classes_``, where their labels are but numbers.
 
@@ -210,7 +210,7 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
         model = LanguageModel.of(self.model)
         self._check_fitted()
         if calibration is not None:
-            alpha = calibration.alphas[1] if alpha is None else alpha
+            alpha = max(reversed(calibration.alphas), key=abs) if alpha is None else alpha
             layer = calibration.layer if layer is None else layer
         names = [str(name) for name in (self.classes_ if classes is None else classes)]
         if len(names) != len(self.classes_):
@@ -218,9 +218,10 @@ class SteeringEstimator(FittedDirections, ClassifierMixin, TransformerMixin, Bas
                 f"classes={classes!r} names {len(names)} of {len(self.classes_)} classes; name each, in the order of "
                 f"{self.classes_.tolist()}."
             )
-        card = estimator_card(self, self.layers_[self._place(layer)], names, calibration)
+        strength = 0.07 if alpha is None else alpha
+        about = {"alpha": strength, "operation": operation} | ({} if target is None else {"towards": target})
+        card = estimator_card(self, self.layers_[self._place(layer)], names, calibration, **about)
         if self.directions_.ndim == 2 or target is not None:
-            strength = 0.07 if alpha is None else alpha
             vector = self.vector(layer, target=target)
             if classes is not None and len(names) == 2:
                 vector = replace(vector, classes=(names[0], names[1]))

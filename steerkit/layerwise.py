@@ -153,7 +153,7 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
             accuracies.append(_accuracies(readings, codes[test]))
             read.append((readings, codes[test]))
         if self.n_bootstrap and splits:
-            others = [fit(*drawn)[1] for drawn in _resamples(codes, joined, self.n_bootstrap)]
+            others = [fit(*drawn)[1] for drawn in resamples(codes, joined, self.n_bootstrap)]
         binary = len(classes) == 2
         self.learners_ = learners[0] if binary else learners
         self.directions_ = _of_class(directions.astype(np.float32), binary)
@@ -278,7 +278,7 @@ def _mean_auc(read: list[tuple[Floats, Integers]], n_layers: int) -> Floats:
     return _aucs(np.concatenate([readings for readings, _ in read]), np.concatenate([codes for _, codes in read]))
 
 
-def _resamples(
+def resamples(
     codes: Integers, pairs: NDArray[Any] | None, number: int
 ) -> Iterator[tuple[Integers, NDArray[Any] | None]]:
     """Draw rows with replacement, whole pairs (numbered anew) or as many of each class as there are."""

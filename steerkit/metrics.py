@@ -63,8 +63,9 @@ class Effect(Metric):
     greater_is_better = None
     unit = "alpha"
 
-    def __init__(self, reader: EffectReader) -> None:
+    def __init__(self, reader: EffectReader, *, name: str = "effect") -> None:
         self.reader = reader
+        self.name = name
 
     def measure(self, answers: Answers) -> Floats:
         """Read both texts of each answer."""
@@ -74,13 +75,20 @@ class Effect(Metric):
 class _OfQuestions(Metric):
     """What is told by how likely an answer is under its own question and under others."""
 
-    def __init__(self, model: str | LanguageModel, candidates: Sequence[Prompt] = ()) -> None:
+    def __init__(
+        self, model: str | LanguageModel, candidates: Sequence[Prompt] = (), *, name: str | None = None
+    ) -> None:
         self.model = LanguageModel.of(model)
         self.candidates = list(candidates)
+        self.name = name or type(self).name
 
     def likelihoods(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[Floats, Floats]:
         """Nats per token under the own question and under the best other candidate."""
-        candidates = [*self.candidates, *(prompt for prompt in prompts if prompt not in self.candidates)]
+        candidates = list({str(prompt): prompt for prompt in [*self.candidates, *prompts]}.values())
+        if len(candidates) < 2:
+            raise InvalidInputError(
+                f"{len(candidates)} question came, at least two were expected; pass others as candidates."
+            )
         return question_likelihoods(self.model, prompts, texts, candidates)
 
 

@@ -10,9 +10,12 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 
+from steerkit.activations import check_texts
 from steerkit.checks import check_count
+from steerkit.controls import steered_layers
 from steerkit.estimator import SteeringEstimator
-from steerkit.exceptions import InvalidInputError
+from steerkit.exceptions import ContrastSetError, InvalidInputError
+from steerkit.layerwise import check_labels, resamples
 from steerkit.prompts import Prompt
 from steerkit.reading import EffectReader
 from steerkit.sweeps import sweep
@@ -57,6 +60,7 @@ def neighbourhood(
     layer: int | None = None,
     data: Sequence[Any] = (),
     target: ArrayLike = (),
+    pairs: ArrayLike | None = None,
     angles: Sequence[float] = ANGLES,
     n_planes: int = 4,
     n_bootstrap: int = 8,
@@ -79,25 +83,27 @@ def neighbourhood(
         The lower and the upper end between which the effect is measured, such as `Calibration.alphas`.
     layer : int, optional
         Default: the estimator's own.
-    data, target : texts and labels, optional
-        What the estimator was fitted to, for the bootstrap.
+    data, target, pairs : texts, labels and, where there were any, pairs
+        What the estimator was fitted to, for the bootstrap; without them there is none.
     angles : sequence of float
         Degrees in (0, 90].
     n_planes : int
         Random planes in which the direction is turned, the same for all angles.
     n_bootstrap : int
-        Samples of ``data`` with replacement, as many of each class as there are; 0 leaves them out.
+        Samples of ``data`` with replacement, as many of each class as there are, or whole pairs; 0 leaves them out.
     random_state : int
     **options
         As in `sweep`: ``distractors``, ``max_new_tokens``, ``resume``, ``n_jobs``, ``progress`` ...
     """
+    steered_layers(estimator, "auto")
     layer = int(estimator.layer_ if layer is None else layer)
-    lower, upper = (float(alpha) for alpha in alphas)
-    if not lower < upper or not lower * upper <= 0:
+    ends = [float(alpha) for alpha in alphas]
+    lower, upper = ends[0], ends[-1]
+    if len(ends) != 2 or not lower < upper or not lower * upper <= 0:
         raise InvalidInputError(f"alphas={alphas!r} is no lower and upper end around 0; pass two, such as (-0.1, 0.1).")
-    turns = sorted({float(angle) for angle in angles})
+    turns = sorted({float(angle) for angle in np.atleast_1d(np.asarray(angles, dtype=np.float64))})
     if not turns or not 0 < turns[0] <= turns[-1] <= 90:
-        raise InvalidInputError(f"angles={list(angles)!r} are not all above 0 and at most 90; pass degrees such as 45.")
+        raise InvalidInputError(f"angles={angles!r} are not all above 0 and at most 90; pass degrees such as 45.")
     fitted = np.asarray(estimator.vector(layer).direction, dtype=np.float64)
     chance = np.random.default_rng(random_state)
     named = {
@@ -105,8 +111,14 @@ def neighbourhood(
         for plane in range(check_count("n_planes", n_planes))
         for angle, direction in zip(turns, _turned(fitted, turns, chance), strict=True)
     }
-    if check_count("n_bootstrap", n_bootstrap, least=0) and len(data):
-        found = _bootstrap(estimator, layer, data, np.asarray(target), n_bootstrap, chance)
+    texts, labels = (check_texts(data) if len(data) else []), np.asarray(target)
+    if len(texts) != len(labels) or (texts and set(labels.tolist()) != set(estimator.classes_.tolist())):
+        raise ContrastSetError(
+            f"{len(texts)} texts and {len(labels)} labels came for the bootstrap, as many of the classes "
+            f"{estimator.classes_.tolist()} were expected; pass what the estimator was fitted to."
+        )
+    if check_count("n_bootstrap", n_bootstrap, least=0) and texts:
+        found = _bootstrap(estimator, layer, texts, labels, pairs, n_bootstrap)
         named |= {("bootstrap", _angle(fitted, one), f"bootstrap {number}"): one for number, one in enumerate(found)}
     swept = sweep(
         estimator, prompts, reader=reader, layers=[layer], alphas=[lower, upper], controls=(),
@@ -115,14 +127,14 @@ def neighbourhood(
     means = swept.means().set_index(["direction", "alpha"])
     bare = {"effect": 0.0, "preserved": float(means.loc[("unsteered", 0.0), "preserved"])}
 
-    def ends(metric: str, name: str) -> tuple[float, float]:
+    def at_ends(metric: str, name: str) -> tuple[float, float]:
         low, high = (float(means.loc[(name, a), metric]) if a else bare[metric] for a in (lower, upper))
         return low, high
 
     rows = []
     for kind, angle, name in [("fitted", 0.0, "fitted"), *named]:
-        low, high = ends("effect", name)
-        rows.append((kind, angle, high - low, min(ends("preserved", name))))
+        low, high = at_ends("effect", name)
+        rows.append((kind, angle, high - low, min(at_ends("preserved", name))))
     table = pd.DataFrame(rows, columns=["kind", "angle", "span", "preserved"])
     return Neighbourhood(table, _cone(table), layer, (lower, upper))
 
@@ -137,19 +149,19 @@ def _turned(direction: NDArray[np.float64], degrees: Sequence[float], chance: np
 
 
 def _bootstrap(
-    estimator: SteeringEstimator, layer: int, data: Sequence[Any], target: NDArray[Any], number: int,
-    chance: np.random.Generator,
-) -> list[NDArray[np.float64]]:  # fmt: skip
+    estimator: SteeringEstimator,
+    layer: int,
+    texts: list[Any],
+    labels: NDArray[Any],
+    pairs: ArrayLike | None,
+    number: int,
+) -> list[NDArray[np.float64]]:
     """Return the directions that the same learner finds in samples drawn with replacement."""
     found = []
-    for _ in range(number):
-        rows = [
-            int(row)
-            for name in np.unique(target)
-            for row in chance.choice(np.flatnonzero(target == name), (target == name).sum())
-        ]
+    _, codes = check_labels(labels)
+    for rows, drawn in resamples(codes, None if pairs is None else np.asarray(pairs), number):
         refitted = clone(estimator).set_params(layers=[layer], layer=layer, n_bootstrap=0)
-        refitted.fit([data[row] for row in rows], target[rows])
+        refitted.fit([texts[row] for row in rows], labels[rows], pairs=drawn)
         found.append(np.asarray(refitted.directions_[0], dtype=np.float64))
     return found
 
@@ -165,6 +177,6 @@ def _cone(table: pd.DataFrame) -> float:
     spans: Mapping[Any, float] = table[table["kind"] != "bootstrap"].groupby("angle")["span"].mean().to_dict()
     half, angles = spans[0.0] / 2, list(spans)
     for before, after in pairwise(angles):
-        if spans[after] <= half < spans[before]:
+        if 0 < half < spans[before] and spans[after] <= half:
             return float(before + (after - before) * (spans[before] - half) / (spans[before] - spans[after]))
     return float("nan")

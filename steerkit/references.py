@@ -64,7 +64,7 @@ def sweep_references(
         raise ContrastSetError(
             f"references has {came} answers, {len(checked)} for each of {names} were expected; pass one per prompt."
         )
-    directions = control_directions(estimator, steered, controls, len(checked), random_state, {})
+    directions = control_directions(estimator, steered, controls, checked, random_state, {})
     heads = [len(head) for head in model.encode(checked)]
     sequences = {name: model.encode(checked, answers[name]) for name in names}
     settings = [("unsteered", -1, 0.0)]

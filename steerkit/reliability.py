@@ -1,11 +1,13 @@
 """The sections of a reliability card, gathered from a fitted estimator, a calibration, a sweep and its side effects."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from steerkit.card import Card, Section, facts
+from steerkit.language_model import LanguageModel
 
 CONTROL_NOTE = (
     "Mean over {n} prompts at the recommended layer, at the lower and the upper recommended alpha. Effect: how far "
@@ -14,13 +16,13 @@ CONTROL_NOTE = (
 )
 
 
-def estimator_card(estimator: Any, layer: int, names: list[str], calibration: Any = None) -> Card:
-    """Return the card of an estimator's direction at a layer, with what a calibration found if there is one."""
-    model = getattr(estimator.model, "name", estimator.model) or "a model in memory"
+def estimator_card(estimator: Any, layer: int, names: list[str], calibration: Any = None, **saved: Any) -> Card:
+    """Return the card of an estimator's direction at a layer, with how it is ``saved`` and what a calibration found."""
+    model = LanguageModel.of(estimator.model).name or "a model in memory"
     counts = ", ".join(f"{n} {name}" for name, n in zip(names, estimator.n_samples_, strict=True))
     about = facts(
         model=model, learner=" ".join(str(estimator.learner).split()), classes=" → ".join(names), texts=counts,
-        pooling=estimator.pooling, layer=layer, hidden_size=estimator.directions_.shape[-1],
+        pooling=estimator.pooling, layer=layer, hidden_size=estimator.directions_.shape[-1], **saved,
     )  # fmt: skip
     measures = {
         "accuracy": estimator.accuracies_, "standard error": estimator.accuracy_errors_, "AUC": estimator.aucs_,
@@ -41,7 +43,10 @@ def estimator_card(estimator: Any, layer: int, names: list[str], calibration: An
     if calibration is None:
         words = "No sweep was calibrated: layer and alpha are a choice, not a recommendation."
         return Card(f"Steered model: {' → '.join(names)}", [*sections, Section("How strongly to steer", [], words)])
-    return Card(f"Steered model: {' → '.join(names)}", [*sections, steering_section(calibration)])
+    section = steering_section(calibration)
+    if layer != calibration.layer or saved.get("alpha") not in calibration.alphas:
+        section = replace(section, note=f"{section.note} The model is saved at another layer or alpha than these.")
+    return Card(f"Steered model: {' → '.join(names)}", [*sections, section])
 
 
 def steering_section(calibration: Any) -> Section:
@@ -102,7 +107,7 @@ def side_effects_section(divergence: pd.DataFrame, what: str) -> Section:
         for r in means.to_dict("records")
     ]
     note = (
-        f"On {what}: the mean Kullback-Leibler divergence of the steered from the unsteered next-token distribution, "
+        f"On {what}: KL(unsteered ‖ steered) of the next-token distributions, mean over the tokens, "
         "in nats, and the text's perplexity relative to that without steering."
     )
     return Section("Side effects", rows, note)

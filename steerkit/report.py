@@ -81,7 +81,7 @@ def neighbourhood_table(found: Neighbourhood) -> Table:
     for name, rows in groups:
         span, error = float(rows["span"].mean()), float(rows["span"].sem())
         table.add_row(
-            name, f"{span:.3f}", f"{error:.3f}" if np.isfinite(error) else "–", f"{span / whole:.0%}",
+            name, f"{span:.3f}", f"{error:.3f}" if np.isfinite(error) else "–", f"{span / whole:.0%}" if whole else "–",
             f"{rows['preserved'].mean():.2f}", str(len(rows)),
         )  # fmt: skip
     return table

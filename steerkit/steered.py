@@ -2,6 +2,7 @@
 
 import json
 import threading
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -199,7 +200,7 @@ class SteeredModel:
         try:
             if model is None:
                 model = LanguageModel(settings["model"].pop("name"), **_keyed(settings["model"]))
-            card = Card.load(path) if Path(path, JSON).exists() else None
+            card = _card(path)
             return cls(model, vectors, alpha=_strength(settings["alpha"]), operation=settings["operation"], card=card)
         except (KeyError, TypeError, AttributeError) as error:
             raise CorruptFileError(f"{path} holds no usable settings ({error!r}); save the model again.") from error
@@ -267,6 +268,17 @@ def _keyed(settings: dict[str, Any]) -> dict[str, Any]:
     if unknown := settings.keys() - {"revision", "dtype", "chat", "blocks"}:
         raise KeyError(f"unknown settings of the model: {sorted(unknown)}")
     return settings
+
+
+def _card(path: str | Path) -> Card | None:
+    """Return the card beside a model, if any; a damaged one costs no model."""
+    if not Path(path, JSON).exists():
+        return None
+    try:
+        return Card.load(path)
+    except CorruptFileError as error:
+        warnings.warn(f"the model is loaded without its card: {error}", stacklevel=3)
+        return None
 
 
 def _strength(alpha: Any) -> float | dict[str, float]:

@@ -18,6 +18,8 @@ from steerkit.vectors import new_folder
 
 COLLAPSED = 10.0
 """At this many times the unsteered perplexity, text is no longer language."""
+ROUNDING = 1e-9
+"""So that eighteen of twenty are nine tenths."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +63,28 @@ class Sweep:
 
         Equal answers to one prompt are measured once.
         """
+        chosen = [as_metric(metric) for metric in metrics]
+        if len({metric.name for metric in chosen}) < len(chosen):
+            names = ", ".join(metric.name for metric in chosen)
+            raise InvalidInputError(f"two metrics have one name ({names}); call one something else.")
         columns = self.cells.copy()
         bare = columns[columns["direction"] == "unsteered"].set_index("prompt")["text"]
         unique = columns[["prompt", "text"]].drop_duplicates()
         prompts, texts = unique["prompt"].tolist(), unique["text"].tolist()
         answers = Answers(prompts, texts, bare[prompts].tolist())
-        for metric in map(as_metric, metrics):
-            values = dict(zip(zip(prompts, texts, strict=True), metric.measure(answers), strict=True))
-            columns[metric.name] = [
-                float(values[pair]) for pair in zip(columns["prompt"], columns["text"], strict=True)
-            ]
-        return type(self)(columns, self.settings)
+        better = dict(self.settings.get("greater_is_better", {}))
+        for metric in chosen:
+            measured = np.asarray(metric.measure(answers), dtype=np.float64)
+            if measured.shape != (len(texts),) or np.isinf(measured).any():
+                raise InvalidInputError(
+                    f"metric {metric.name!r} returned {measured.shape} for {len(texts)} answers"
+                    f"{', infinite ones among them' if np.isinf(measured).any() else ''}; return one finite number for "
+                    "each, NaN where there is none."
+                )
+            values = dict(zip(zip(prompts, texts, strict=True), measured.tolist(), strict=True))
+            columns[metric.name] = [values[pair] for pair in zip(columns["prompt"], columns["text"], strict=True)]
+            better[metric.name] = metric.greater_is_better
+        return type(self)(columns, {**self.settings, "greater_is_better": better})
 
     def means(self) -> pd.DataFrame:
         """Return the mean of every metric over the prompts, a row per direction, layer and alpha."""
@@ -97,7 +110,7 @@ class Sweep:
         self._check(metric)
         means = self.means()
         bare = means[means["direction"] == "unsteered"].iloc[0]
-        kept = means["preserved"] >= preservation * bare["preserved"]
+        kept = (means["preserved"] >= preservation * bare["preserved"] - ROUNDING) & (bare["preserved"] > 0)
         rows = means[(means["direction"] == "fitted") & kept & (means["nll_rise"] <= np.log(perplexity))]
         rows = rows[rows[metric].notna()]
         if rows.empty:
@@ -105,13 +118,17 @@ class Sweep:
                 f"no layer and alpha preserves {preservation:.0%} of the answers with at most {perplexity:g} times "
                 "their perplexity; sweep over smaller alphas."
             )
-        least = metric in METRICS and METRICS[metric].greater_is_better is False
-        return rows.loc[rows[metric].idxmin() if least else rows[metric].idxmax()]
+        better = {name: known.greater_is_better for name, known in METRICS.items()}
+        better |= self.settings.get("greater_is_better", {})
+        return rows.loc[rows[metric].idxmin() if better[metric] is False else rows[metric].idxmax()]
 
     def pivot(self, metric: str, *, direction: str = "fitted") -> pd.DataFrame:
         """Return the mean of a metric, layers down and alphas (0, the unsteered answers, included) across."""
         self._check(metric)
         means = self.means()
+        steered = sorted(set(means.loc[means["layer"] >= 0, "direction"]))
+        if direction not in steered:
+            raise InvalidInputError(f"direction={direction!r} was not swept; pass one of {steered}.")
         table = means[means["direction"] == direction].pivot(index="layer", columns="alpha", values=metric)
         table[0.0] = float(means.loc[means["direction"] == "unsteered", metric].iloc[0])
         return table.sort_index(axis=1)
@@ -122,8 +139,10 @@ class Sweep:
         At most half of what the unsteered answers preserve is preserved, or the perplexity is `COLLAPSED` times theirs.
         """
         kept, rise = self.pivot("preserved", direction=direction), self.pivot("nll_rise", direction=direction)
-        # A rise of NaN, where every answer is empty, is no rise within bounds.
-        broken = kept.le(0.5 * kept[0.0], axis=0) | ~(rise < np.log(COLLAPSED))
+        # Where nothing is preserved unsteered, nothing can be lost. A rise of NaN, where every answer is empty, is no
+        # rise within bounds, unless the unsteered answers are empty too.
+        lost = kept.le(0.5 * kept[0.0], axis=0).mul(kept[0.0] > 0, axis=0)
+        broken = lost | (~(rise < np.log(COLLAPSED))).mul(rise[0.0].notna(), axis=0)
         return broken.drop(columns=0.0)
 
     def slopes(self, layer: int, *, alphas: tuple[float, float] = (-np.inf, np.inf)) -> "pd.Series[float]":
@@ -132,6 +151,8 @@ class Sweep:
         A prompt with a slope below 0 is anti-steerable: its answer moves the wrong way (Tan et al. 2024, "Analyzing
         the Generalization and Reliability of Steering Vectors"). NaN where no alpha but 0 is within the bounds.
         """
+        if layer not in self.layers:
+            raise InvalidInputError(f"layer={layer!r} was not swept; pass one of {self.layers}.")
         mine = self.cells[(self.cells["direction"] == "fitted") & (self.cells["layer"] == layer)]
         mine = mine[mine["alpha"].between(*alphas)]
         # The unsteered answer has alpha 0 and effect 0, so the line goes through the origin.

@@ -1,16 +1,19 @@
 """`sweep`: steer at layers × alphas × prompts, beside controls, measure every answer, and go on after a break."""
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
 from steerkit.bracketing import bracketed_alphas
 from steerkit.cell_runner import run_cells
 from steerkit.cell_store import CellStore
 from steerkit.cells import Bench, Cell
+from steerkit.checks import check_count
 from steerkit.controls import check_alphas, control_directions, steered_layers
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import InvalidInputError, NotFittedError
@@ -67,8 +70,8 @@ def sweep(
         Directions to compare with, of equal norm at the same layers and alphas: a random one for each layer and
         prompt, which `calibrate` needs; what the learner finds when the labels are shuffled. May be empty.
     directions : dict of array, optional
-        More directions to compare with, by name: ``(hidden size,)``, or one for each steered layer. They are brought to
-        the fitted direction's norm.
+        More directions to compare with, by name: ``(hidden size,)``, or one for each steered layer, ascending. They are
+        brought to the fitted direction's norm.
     prompting : dict of str, optional
         The prompting baseline: a name, such as that of a class, and what is asked instead of each prompt, such as
         ``"Explain in simple words: {prompt}"``. The cells have the direction ``"prompted <name>"``.
@@ -80,8 +83,8 @@ def sweep(
     batch_rows : int
         Most answers generated at once.
     resume : str or Path, optional
-        Folder in which finished cells are kept. A sweep with the same folder, after a kill or with more layers,
-        alphas or prompts, computes only what is missing. Several sweeps may share it, also at the same time.
+        Folder in which finished cells are kept. A sweep with the same folder, after a kill or with more layers or
+        alphas, computes only what is missing. Several sweeps may share it, also at the same time.
     n_jobs : int, optional
         Batches at a time, in processes of joblib's backend; each loads the model once. A killed worker costs its
         batch. Inside ``joblib.parallel_config("dask")`` the batches run on a Dask cluster.
@@ -110,14 +113,17 @@ def sweep(
             "questions in all were expected; preservation is told by finding the question among others."
         )
     wordings, extra = _check_prompting(prompting or {}, checked), [as_metric(metric) for metric in metrics]
-    steps = control_directions(estimator, steered, controls, len(checked), random_state, directions or {})
+    check_count("random_state", random_state, least=0)
+    if len({metric.name for metric in extra}) < len(extra):
+        raise InvalidInputError(f"metrics={list(metrics)!r} have a name twice; call one something else.")
+    steps = control_directions(estimator, steered, controls, checked, int(random_state), directions or {})
     generation = {"max_new_tokens": max_new_tokens, **generation}
-    bench = Bench(model, reader, checked, others, generation, random_state)
+    bench = Bench(model, reader, checked, others, generation, int(random_state))
     given = None if alphas is None else check_alphas(alphas)
     settings = {
         "model": model.name,
         "fingerprint": model.fingerprint.to_dict(),
-        "random_state": random_state,
+        "random_state": int(random_state),
         "generation": generation,
         "distractors": len(others),
         "prompting": wordings,
@@ -143,7 +149,22 @@ def sweep(
         # Without a folder of the caller's, what is measured while alphas are looked for is kept for the sweep.
         store = CellStore(resume or scratch) if resume or given is None else None
         found = given or bracketed_alphas(lambda a: measured([-a, a], ["fitted"], scouts, "looking for alphas"))
-        return measured(found, steps, places, STEERING).measure(*extra)
+        return _measured_further(measured(found, steps, places, STEERING), extra)
+
+
+def _measured_further(swept: Sweep, metrics: Sequence[Metric]) -> Sweep:
+    """Return the sweep with more metrics; one that fails costs its own column, not the answers."""
+    for metric in metrics:
+        try:
+            swept = swept.measure(metric)
+        except Exception as error:  # whatever a function of the caller's may raise
+            warnings.warn(
+                f"metric {metric.name!r} failed ({type(error).__name__}: {error}), so its column is empty; mend it and "
+                "call measure on the sweep.",
+                stacklevel=3,
+            )
+            swept = Sweep(swept.cells.assign(**{metric.name: np.nan}), swept.settings)
+    return swept
 
 
 def _check_prompting(prompting: Mapping[str, str], prompts: Sequence[Prompt]) -> dict[str, str]:

@@ -38,7 +38,7 @@ def test_a_card_is_the_same_after_its_files(tmp_path: Path) -> None:
 
 
 def test_texts_cannot_break_a_card() -> None:
-    assert "| odd text | x \\| <b> y |" in CARD.to_markdown()
+    assert "| odd text | x \\| &lt;b> y |" in CARD.to_markdown()
     assert "<td>x | &lt;b&gt;\ny</td>" in CARD.to_html()
     assert "| none | – |" in CARD.to_markdown()
     assert "| alpha | -0.4 … 0.4 |" in CARD.to_markdown()
@@ -63,6 +63,17 @@ def test_every_exported_model_is_saved_with_its_card(saved: Callable[[str], Path
     assert "No sweep was calibrated" in text
 
 
+def test_a_damaged_card_costs_no_model(saved: Callable[[str], Path], tmp_path: Path) -> None:
+    estimator = SteeringEstimator(str(saved("llama")), learner="mean-diff").fit(TEXTS[:2], [0, 1])
+    estimator.export(0.3, layer=2, operation="ablate").save_pretrained(tmp_path / "steered")
+    content = json.loads((tmp_path / "steered" / "card.json").read_text(), parse_constant=pytest.fail)  # no NaN
+    assert {"what": "operation", "value": "ablate"} in content["sections"][0]["rows"]
+    assert {"what": "alpha", "value": 0.3} in content["sections"][0]["rows"]
+    (tmp_path / "steered" / "card.json").write_text("{")
+    with pytest.warns(UserWarning, match="the model is loaded without its card: .* holds no readable card"):
+        assert SteeredModel.from_pretrained(tmp_path / "steered").card is None
+
+
 def test_a_calibration_stands_on_the_card(fitted: SteeringEstimator) -> None:
     table = planted_sweep().slopes(2)
     layers = (
@@ -73,6 +84,10 @@ def test_a_calibration_stands_on_the_card(fitted: SteeringEstimator) -> None:
     card = fitted.export(calibration=found).card
     assert card is not None
     text = card.to_markdown()
+    other = fitted.export(2.0, layer=1, calibration=found).card
+    assert other is not None
+    assert "The model is saved at another layer or alpha than these." in other.to_markdown()
+    assert "The model is saved at another" not in text
     for line in (
         "| alphas | -0.4 … 0.2 |",
         "| interval of the upper end | 0 … 0.2 |",

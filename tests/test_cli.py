@@ -55,7 +55,7 @@ def test_the_run_and_its_model_have_a_card_and_a_page_of_answers(ran: str, home:
     for folder in (home / "out", home / "out" / "steered"):
         result = CliRunner().invoke(app, ["card", str(folder)])
         assert result.exit_code == 0
-        assert result.output.startswith("# Steered model: novice → expert\n")
+        assert "\n# Steered model: novice → expert\n" in result.output
         assert "## What was not measured" in result.output
     result = CliRunner().invoke(app, ["card", str(home / "out"), "--html", str(home / "card.html")])
     assert (home / "card.html").read_text().startswith("<!doctype html>")

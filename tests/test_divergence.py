@@ -58,6 +58,13 @@ def test_a_text_needs_a_token_to_predict() -> None:
         sweep_divergence(estimator, [TEXTS[0], "star"], alphas=[1.0])
 
 
+def test_what_is_no_text_is_refused(fitted: SteeringEstimator) -> None:
+    with pytest.raises(PromptError, match="texts are plain texts or"):
+        sweep_divergence(fitted, [], alphas=[1.0])
+    with pytest.raises(PromptError, match=r"^text 0 has 201 tokens, the model takes at most 128; shorten it\.$"):
+        sweep_divergence(fitted, ["a " * 200], alphas=[1.0])
+
+
 def test_layers_are_compared_at_equal_divergence(fitted: SteeringEstimator) -> None:
     reader = EffectReader(LanguageModel.of(fitted.model), max_new_tokens=6).fit(TEXTS, LABELS)
     reader.accuracy_ = 1.0

@@ -22,6 +22,7 @@ from steerkit.metrics import (
     Function,
     Length,
     Margin,
+    Metric,
     Preservation,
     distinct_2,
 )
@@ -123,6 +124,31 @@ def praise(_prompt: str, _answer: str) -> Any:
     return "many"
 
 
+def infinite(_prompt: str, _answer: str) -> float:
+    return float("inf")
+
+
+class Loss(Metric):
+    """It cannot see anything."""
+
+    name, greater_is_better, unit = "loss", False, "none"
+
+    def measure(self, answers: Answers) -> Any:
+        return np.array([len(text) for text in answers.texts])
+
+
+def test_less_of_a_loss_is_better(model: LanguageModel, tmp_path: Path) -> None:
+    estimator = SteeringEstimator(model, learner="mean-diff", cv=2).fit(TEXTS, LABELS)
+    reader = EffectReader(model, max_new_tokens=6).fit(TEXTS, LABELS)
+    swept = sweep(estimator, TEXTS[:3], reader=reader, layers=[1, 2], alphas=[-0.5, 0.5], max_new_tokens=6)
+    swept.cells["preserved"] = 1.0
+    swept = swept.measure(Loss())
+    swept.save(tmp_path / "sweep")
+    best = Sweep.load(tmp_path / "sweep").best("loss", perplexity=1e9)
+    means = swept.means()
+    assert best["loss"] == means.loc[means["direction"] == "fitted", "loss"].min()
+
+
 def vowels(_prompt: str, answer: str) -> float:
     return sum(letter in "aeiou" for letter in answer)
 
@@ -137,6 +163,7 @@ def test_a_function_is_a_metric(model: LanguageModel, tmp_path: Path) -> None:
     later.save(tmp_path / "sweep")
     pd.testing.assert_frame_equal(Sweep.load(tmp_path / "sweep").cells, later.cells)
     for wrong, expected in (
+        (infinite, "answers, infinite ones among them; return one finite number for each, NaN where there is none."),
         (lambda _prompt, _answer: 1.0, "a metric cannot be called '<lambda>'; pass a named function, or Function("),
         ("vowels", "metric='vowels' is no Metric and no function; pass def f(prompt, answer) -> float."),
         (

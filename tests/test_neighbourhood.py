@@ -59,6 +59,20 @@ def test_the_cone_ends_where_half_of_the_span_is_left() -> None:
     table = pd.DataFrame({"kind": "rotated", "angle": angles, "span": np.cos(np.deg2rad(angles))})
     assert _cone(table) == pytest.approx(60)
     assert np.isnan(_cone(table[:3]))
+    assert np.isnan(_cone(table.assign(span=[-1, 0.2, -0.8, -0.9, 0, 0, 0])))
+
+
+def test_the_bootstrap_goes_by_place_and_joins_pairs(fitted: SteeringEstimator, reader: EffectReader) -> None:
+    options: dict[str, Any] = {"reader": reader, "layer": 2, "alphas": (-0.5, 0.5), "angles": 90, "n_planes": 1}
+    options |= {"target": LABELS, "n_bootstrap": 3, "max_new_tokens": 6}
+    by_list = neighbourhood(fitted, TEXTS[:2], data=TEXTS, **options)
+    by_series = neighbourhood(fitted, TEXTS[:2], data=pd.Series(TEXTS, index=range(100, 112)), **options)
+    pd.testing.assert_frame_equal(by_list.table, by_series.table)
+    pairs = np.empty(12, dtype=int)
+    pairs[np.asarray(LABELS) == 0] = pairs[np.asarray(LABELS) == 1] = np.arange(6)
+    paired = SteeringEstimator(fitted.model, learner="pca", cv=2).fit(TEXTS, LABELS, pairs=pairs)
+    near = neighbourhood(paired, TEXTS[:2], data=TEXTS, pairs=pairs, **options).table
+    assert (near["kind"] == "bootstrap").sum() == 3
 
 
 @pytest.mark.parametrize(
@@ -69,11 +83,17 @@ def test_the_cone_ends_where_half_of_the_span_is_left() -> None:
             "alphas=(0.1, 0.2) is no lower and upper end around 0; pass two, such as (-0.1, 0.1).",
         ),
         ({"angles": [0, 20]}, "angles=[0, 20] are not all above 0 and at most 90; pass degrees such as 45."),
+        (
+            {"alphas": (-0.1, 0, 0.1)},
+            "alphas=(-0.1, 0, 0.1) is no lower and upper end around 0; pass two, such as (-0.1",
+        ),
+        ({"data": TEXTS, "target": LABELS[:8]}, "12 texts and 8 labels came for the bootstrap, as many of the classes"),
+        ({"data": TEXTS, "target": ["a", "b"] * 6}, "12 texts and 12 labels came for the bootstrap, as many of the"),
         ({"n_planes": 0}, "n_planes=0 is no whole number from 1 up; pass such a number."),
     ],
 )
 def test_senseless_settings_are_refused(
     fitted: SteeringEstimator, reader: EffectReader, options: dict[str, Any], expected: str
 ) -> None:
-    with pytest.raises(InvalidInputError, match=f"^{re.escape(expected)}$"):
+    with pytest.raises(InvalidInputError, match=f"^{re.escape(expected)}"):
         neighbourhood(fitted, TEXTS[:2], reader=reader, **{"alphas": (-0.5, 0.5), **options})
