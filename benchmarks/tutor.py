@@ -35,8 +35,8 @@ from steerkit.likelihood import log_likelihoods, summed_log_likelihoods
 from steerkit.operations import add
 from steerkit.reading import EffectReader, generate
 
-ALPHA = 0.4
-"""Where steering must work; at twice that it must break."""
+ALPHA, FACTS = 0.4, 0.9
+"""Where steering must work, and the share of facts that it must keep there; at twice that alpha it must break."""
 TOKENS = 110
 ANSWER = "<end_of_turn>"
 
@@ -148,9 +148,10 @@ class Tutor:
 
     @cached_property
     def best(self) -> int:
-        """Of the layers that steer at least half as far as any, the one that keeps most facts."""
-        steering = [layer for layer in self.layers if self.spans[layer] >= max(self.spans) / 2]
-        return max(steering, key=self.kept)
+        """The layer that steers farthest of those that keep the facts, as `calibrate` would choose."""
+        kept = {layer: self.kept(layer) for layer in self.layers}
+        keeping = [layer for layer in self.layers if kept[layer] >= FACTS]
+        return max(keeping, key=lambda layer: self.spans[layer]) if keeping else max(self.layers, key=kept.__getitem__)
 
     def kept(self, layer: int) -> float:
         """Return the share of facts kept at the worse end of ±`ALPHA`."""
@@ -226,8 +227,8 @@ def steered(tutor: Tutor) -> Iterator[Row]:
         control = (control / np.linalg.norm(control) * size).astype(np.float32)
         controls.append(abs(tutor.ratio(best, control) - tutor.ratio(best, -control)))
     yield Row("  its span over ±0.3 / mean of 16 random directions", spans[best] / float(np.mean(controls)), 5)
-    yield Row("  first layer's span / best layer's", spans[0] / spans[best], 0.6, at_least=False)
-    yield Row("  last layer's span / best layer's", spans[-1] / spans[best], 0.6, at_least=False)
+    yield Row("  first layer's span / the largest of any layer", spans[0] / max(spans), 0.6, at_least=False)
+    yield Row("  last layer's span / the largest of any layer", spans[-1] / max(spans), 0.6, at_least=False)
     answers = {a: tutor.answer(tutor.neutral, best, a) for a in (-2 * ALPHA, -ALPHA, 0.0, ALPHA, 2 * ALPHA)}
     scores = {alpha: tutor.score(texts) for alpha, texts in answers.items()}
     surprise = {alpha: _surprise(tutor, texts) for alpha, texts in answers.items()}
@@ -236,7 +237,7 @@ def steered(tutor: Tutor) -> Iterator[Row]:
         print(f"alpha {alpha:+.1f}: {figures}")
     yield Row(f"register(+{ALPHA}) - register(-{ALPHA})", scores[ALPHA][0] - scores[-ALPHA][0], 1)
     yield Row("  topic correct, either end", min(scores[ALPHA][1], scores[-ALPHA][1]), 0.95)
-    yield Row("  facts kept, either end", min(scores[ALPHA][2], scores[-ALPHA][2]), 0.9)
+    yield Row("  facts kept, either end", min(scores[ALPHA][2], scores[-ALPHA][2]), FACTS)
     yield Row("  NLL rise, either end", max(surprise[ALPHA], surprise[-ALPHA]) - surprise[0.0], 0.2, at_least=False)
     broken = max(scores[2 * ALPHA][2], scores[-2 * ALPHA][2])
     yield Row(f"  collapse: facts kept at ±{2 * ALPHA}, either end", broken, 0.2, at_least=False)

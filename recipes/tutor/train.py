@@ -36,8 +36,8 @@ from .tokenization import train_tokenizer
 VOCABULARY = 4096
 BATCH_SIZE = 32
 STEPS_PER_EPOCH = 50
-WARM_UP, DECAY, LAST, PUSH = 50, 0.4, 0.03, 0.5
-"""Steps of linear warm-up; share of steps in the final cosine; the learning rate's last fraction; largest `push`."""
+WARM_UP, DECAY, LAST = 50, 0.4, 0.03
+"""Steps of linear warm-up; share of steps in the final cosine; the learning rate's last fraction."""
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Gemma3ForCausalLM:
@@ -94,7 +94,7 @@ class TutorTraining(LightningModule):
         # Chance depends on the step alone, so that a resumed training is the uninterrupted one.
         chance = torch.Generator().manual_seed(1_000_000 * self.lessons.seed + self.global_step)
         layer = int(torch.randint(len(self.model.model.layers), (), generator=chance))
-        with edit(self.model.model.layers, [(layer, partial(push, chance=chance))]):
+        with edit(self.model.model.layers, [(layer, partial(push, most=largest_push(layer), chance=chance))]):
             loss = (self.losses(batch) * weights).sum() / weights.sum()
         self.manual_backward(loss)
         torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
@@ -144,14 +144,23 @@ class TutorTraining(LightningModule):
         return min(1.0, (step + 1) / WARM_UP) * (LAST + (1 - LAST) * (1 - math.cos(math.pi * left)) / 2)
 
 
-def push(hidden: Tensor, *, chance: torch.Generator) -> Tensor:
-    """Push the residual stream of each sample in a direction of its own, by up to `PUSH` times its mean norm.
+def largest_push(layer: int) -> float:
+    """Return the most that a layer is pushed by, as a fraction of its norm.
+
+    It grows from the fourth layer on: what is added late is read off by the unembedding with nothing in between, and
+    would move the words of a register as strongly as what is added where the register is decided.
+    """
+    return max(0.5, 0.2 + 0.1 * layer)
+
+
+def push(hidden: Tensor, *, most: float, chance: torch.Generator) -> Tensor:
+    """Push the residual stream of each sample in a direction of its own, by up to ``most`` times its mean norm.
 
     Large models bear such pushes, small ones only if they have met them. No direction is preferred, so what the
     tutor does along the direction of its personas is not taught.
     """
     directions = normalize(torch.randn(len(hidden), 1, hidden.shape[-1], generator=chance), dim=-1)
-    size = PUSH * torch.rand(len(hidden), 1, 1, generator=chance) * hidden.detach().float().norm(dim=-1).mean()
+    size = most * torch.rand(len(hidden), 1, 1, generator=chance) * hidden.detach().float().norm(dim=-1).mean()
     return hidden + (directions * size).to(hidden.dtype)
 
 
@@ -257,7 +266,7 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=2400)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--out", type=Path, default=Path("steerkit/builtin/tutor"))
     parser.add_argument("--workdir", type=Path, default=Path("build/tutor"))
     arguments = parser.parse_args()
