@@ -73,7 +73,7 @@ def seeded_sampling(config: Any, seeds: Sequence[int]) -> Any:
         TopKLogitsWarper,
         TopPLogitsWarper,
         TypicalLogitsWarper,
-    )  # fmt: skip
+    )
 
     if config.num_beams not in (None, 1) or config.num_return_sequences not in (None, 1):
         raise InvalidInputError("rows with seeds of their own have one beam and one answer; pass no num_beams.")

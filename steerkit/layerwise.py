@@ -1,6 +1,5 @@
 """One learner per layer: directions, norms and cross-validated accuracies from activations."""
 
-from collections.abc import Iterator
 from functools import partial
 from numbers import Integral
 from typing import Any, Self
@@ -16,6 +15,7 @@ from sklearn.utils.validation import has_fit_parameter
 from steerkit.checks import check_count
 from steerkit.exceptions import ContrastSetError, InvalidInputError, NotFittedError
 from steerkit.learners import Floats, Integers, make_learner, readout, trait
+from steerkit.resampling import resamples, shuffled
 
 
 def check_labels(y: ArrayLike) -> tuple[NDArray[Any], NDArray[np.int64]]:
@@ -142,9 +142,9 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
             )
         accuracies, read, others = [], [], []
         given = trait(learner, "prefit", False)
-        shuffled = 0 * directions
+        mixed = 0 * directions
         if not given and np.bincount(codes).min() > 1:
-            shuffled = _fit(learner, scaled, _shuffled(codes), np.arange(len(X)), None)[1]
+            mixed = _fit(learner, scaled, shuffled(codes), np.arange(len(X)), None)[1]
         splits = [] if given else self._splits(X, codes, pairs if groups is None else groups)
         for train, test in splits:
             _, axes, parts = fit(train, None if joined is None else joined[train])
@@ -157,7 +157,7 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
         binary = len(classes) == 2
         self.learners_ = learners[0] if binary else learners
         self.directions_ = _of_class(directions.astype(np.float32), binary)
-        self.shuffled_directions_ = _of_class(shuffled.astype(np.float32), binary)
+        self.shuffled_directions_ = _of_class(mixed.astype(np.float32), binary)
         self.offsets_ = _of_class(cuts * self.scales_, binary)
         cosines = [(axes * directions).sum(axis=2) for axes in others] or [np.full(cuts.shape, np.nan)]
         self.stability_ = _of_class(np.mean(cosines, axis=0), binary)
@@ -276,30 +276,6 @@ def _mean_auc(read: list[tuple[Floats, Integers]], n_layers: int) -> Floats:
     if not read:
         return np.full(n_layers, np.nan)
     return _aucs(np.concatenate([readings for readings, _ in read]), np.concatenate([codes for _, codes in read]))
-
-
-def resamples(
-    codes: Integers, pairs: NDArray[Any] | None, number: int
-) -> Iterator[tuple[Integers, NDArray[Any] | None]]:
-    """Draw rows with replacement, whole pairs (numbered anew) or as many of each class as there are."""
-    generator = np.random.default_rng(0)
-    for _ in range(number):
-        if pairs is not None:
-            names = np.unique(pairs)
-            parts = [np.flatnonzero(pairs == name) for name in generator.choice(names, len(names))]
-            yield np.concatenate(parts), np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-            continue
-        drawn = [generator.choice(np.flatnonzero(codes == code), (codes == code).sum()) for code in np.unique(codes)]
-        yield np.concatenate(drawn), None
-
-
-def _shuffled(codes: Integers) -> Integers:
-    """Deal all labels out to the samples of each class in turn, so that they say nothing of it."""
-    generator, dealt = np.random.default_rng(0), np.empty_like(codes)
-    for code in np.unique(codes):
-        mine = generator.permutation(np.flatnonzero(codes == code))
-        dealt[mine] = np.arange(len(mine)) % (codes.max() + 1)
-    return dealt
 
 
 def _of_class(values: NDArray[Any], binary: bool) -> NDArray[Any]:

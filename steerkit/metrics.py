@@ -91,6 +91,12 @@ class _OfQuestions(Metric):
             )
         return question_likelihoods(self.model, prompts, texts, candidates)
 
+    def compare(self, answers: Answers) -> tuple[Floats, Floats]:
+        """Return the margin of each answer, and its rise in nats per token over the unsteered one."""
+        own, best_other = self.likelihoods(answers.prompts, answers.texts)
+        unsteered, _ = self.likelihoods(answers.prompts, answers.unsteered)
+        return own - best_other, unsteered - own
+
 
 class Margin(_OfQuestions):
     """By how much the answer suits its own question better than the best of the other candidates.
@@ -121,9 +127,7 @@ class Fluency(_OfQuestions):
 
     def measure(self, answers: Answers) -> Floats:
         """Compare the answers."""
-        own, _ = self.likelihoods(answers.prompts, answers.texts)
-        unsteered, _ = self.likelihoods(answers.prompts, answers.unsteered)
-        return unsteered - own
+        return self.compare(answers)[1]
 
 
 class Preservation(_OfQuestions):
@@ -138,9 +142,7 @@ class Preservation(_OfQuestions):
 
     def measure(self, answers: Answers) -> Floats:
         """Combine margin and fluency."""
-        own, best_other = self.likelihoods(answers.prompts, answers.texts)
-        unsteered, _ = self.likelihoods(answers.prompts, answers.unsteered)
-        return preserved(own - best_other, unsteered - own)
+        return preserved(*self.compare(answers))
 
 
 class Distinct2(Metric):
@@ -197,6 +199,15 @@ METRICS: dict[str, type[Metric]] = {
     metric.name: metric for metric in (Effect, Preservation, Margin, Fluency, Distinct2, Length)
 }
 """What every sweep measures, by column."""
+
+
+def as_metrics(metrics: Sequence[Metric | Callable[[Any, str], float]]) -> list[Metric]:
+    """Return metrics, and those that functions make, if each has a name of its own."""
+    chosen = [as_metric(metric) for metric in metrics]
+    names = [metric.name for metric in chosen]
+    if len({*names}) < len(names):
+        raise InvalidInputError(f"metrics {', '.join(names)} have a name twice; call one something else.")
+    return chosen
 
 
 def as_metric(metric: Metric | Callable[[Any, str], float]) -> Metric:

@@ -15,9 +15,10 @@ from steerkit.checks import check_count
 from steerkit.controls import steered_layers
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import ContrastSetError, InvalidInputError
-from steerkit.layerwise import check_labels, resamples
+from steerkit.layerwise import check_labels
 from steerkit.prompts import Prompt
 from steerkit.reading import EffectReader
+from steerkit.resampling import resamples
 from steerkit.sweeps import sweep
 
 ANGLES = (15.0, 30.0, 45.0, 60.0, 75.0, 90.0)

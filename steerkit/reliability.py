@@ -28,17 +28,15 @@ def estimator_card(estimator: Any, layer: int, names: list[str], calibration: An
         "accuracy": estimator.accuracies_, "standard error": estimator.accuracy_errors_, "AUC": estimator.aucs_,
         "norm": estimator.norms_,
     }  # fmt: skip
+    note = "Accuracy is cross-validated on the training texts. High accuracy does not mean good steering."
     if estimator.stability_.ndim == 1:
         measures["stability"] = estimator.stability_
+        drawn = "bootstrap samples" if estimator.n_bootstrap else "folds"
+        note += f" Stability is the mean cosine between the direction and those of {drawn}."
     reading = [
         {"layer": number, **{name: float(values[place]) for name, values in measures.items()}}
         for place, number in enumerate(estimator.layers_)
     ]
-    drawn = "bootstrap samples" if estimator.n_bootstrap else "folds"
-    note = (
-        "Accuracy is cross-validated on the training texts; stability is the mean cosine between the direction and "
-        f"those of {drawn}. High accuracy does not mean good steering."
-    )
     sections = [Section("What it is", about), Section("Where the classes can be read", reading, note)]
     if calibration is None:
         words = "No sweep was calibrated: layer and alpha are a choice, not a recommendation."

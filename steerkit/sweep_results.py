@@ -12,7 +12,7 @@ import pandas as pd
 
 from steerkit.cells import Cell
 from steerkit.exceptions import CorruptFileError, InvalidInputError, NothingSteersError
-from steerkit.metrics import KEYS, METRICS, Answers, Metric, as_metric, n_words, preserved
+from steerkit.metrics import KEYS, METRICS, Answers, Metric, as_metrics, n_words, preserved
 from steerkit.prompts import Prompt
 from steerkit.vectors import new_folder
 
@@ -63,10 +63,7 @@ class Sweep:
 
         Equal answers to one prompt are measured once.
         """
-        chosen = [as_metric(metric) for metric in metrics]
-        if len({metric.name for metric in chosen}) < len(chosen):
-            names = ", ".join(metric.name for metric in chosen)
-            raise InvalidInputError(f"two metrics have one name ({names}); call one something else.")
+        chosen = as_metrics(metrics)
         columns = self.cells.copy()
         bare = columns[columns["direction"] == "unsteered"].set_index("prompt")["text"]
         unique = columns[["prompt", "text"]].drop_duplicates()

@@ -18,7 +18,7 @@ from steerkit.controls import check_alphas, control_directions, steered_layers
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import InvalidInputError, NotFittedError
 from steerkit.language_model import LanguageModel
-from steerkit.metrics import Metric, as_metric
+from steerkit.metrics import Metric, as_metrics
 from steerkit.prompts import Prompt, check_prompts
 from steerkit.reading import EffectReader
 from steerkit.sweep_results import Sweep, measured_cells
@@ -112,10 +112,8 @@ def sweep(
             f"{len(checked)} prompts and {len(others)} distractors came, no prompt twice and at least two different "
             "questions in all were expected; preservation is told by finding the question among others."
         )
-    wordings, extra = _check_prompting(prompting or {}, checked), [as_metric(metric) for metric in metrics]
+    wordings, extra = _check_prompting(prompting or {}, checked), as_metrics(metrics)
     check_count("random_state", random_state, least=0)
-    if len({metric.name for metric in extra}) < len(extra):
-        raise InvalidInputError(f"metrics={list(metrics)!r} have a name twice; call one something else.")
     steps = control_directions(estimator, steered, controls, checked, int(random_state), directions or {})
     generation = {"max_new_tokens": max_new_tokens, **generation}
     bench = Bench(model, reader, checked, others, generation, int(random_state))

@@ -92,7 +92,7 @@ class Handler(BaseHTTPRequestHandler):
             self.server.most = max(self.server.most, self.server.now)
         try:
             reply = self.server.script(question, time_of_question)
-            time.sleep(reply.delay)
+            time.sleep(reply.delay)  # a slow server: the client has to give up waiting
         finally:
             with self.server.lock:
                 self.server.now -= 1

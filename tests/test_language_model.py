@@ -206,7 +206,6 @@ def test_rows_with_seeds_are_drawn_from_the_distribution_of_transformers() -> No
     torch.manual_seed(0)
     theirs = Counter(model.generate(sequences, **options))
     ours = Counter(model.generate(sequences, seeds=range(400), **options))
-    assert set(ours) <= set(theirs) | set(ours)
     assert len(ours) <= 5
     assert max(abs(ours[word] - theirs[word]) for word in {*ours, *theirs}) < 60  # four standard deviations
     assert model.generate(sequences[:3], seeds=[7, 8, 9], **options) == [

@@ -92,7 +92,7 @@ def test_a_killed_sweep_goes_on_and_ends_with_the_same_bytes(saved: Saved, tmp_p
     total, store = count(tmp_path / "whole.store"), tmp_path / "store"
     killed = start(model, store, tmp_path / "killed")
     while not count(store) and killed.poll() is None:
-        time.sleep(0.005)
+        time.sleep(0.005)  # until the other process has kept its first cells; then it is killed midway
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert 0 < count(store) <= total

@@ -144,7 +144,7 @@ def test_without_alphas_they_reach_from_next_to_nothing_to_collapse(
     pd.testing.assert_frame_equal(again.cells, found.cells)
 
 
-def test_alphas_are_doubled_until_every_layer_has_collapsed_on_both_sides(swept: Sweep) -> None:
+def test_alphas_are_doubled_until_every_layer_has_collapsed_on_both_sides() -> None:
     tried: list[float] = []
 
     def measure(alpha: float) -> Sweep:
