@@ -16,6 +16,10 @@ Read = Callable[[Tensor], Tensor]
 Edit = tuple[int, Callable[[Tensor], Tensor]]
 
 
+class _EnoughError(Exception):
+    """Leaves a forward pass of which the rest is not needed."""
+
+
 def find_blocks(model: Any, path: str | None = None) -> nn.ModuleList:
     """Return the decoder blocks whose outputs are the residual stream.
 
@@ -63,13 +67,18 @@ def find_blocks(model: Any, path: str | None = None) -> nn.ModuleList:
 
 
 @contextmanager
-def capture(blocks: nn.ModuleList, layers: Iterable[int], read: Read) -> Iterator[dict[int, Tensor]]:
+def capture(
+    blocks: nn.ModuleList, layers: Iterable[int], read: Read, *, only: bool = False
+) -> Iterator[dict[int, Tensor]]:
     """Read the residual stream after each of ``layers`` during the forward passes inside the context.
 
     Parameters
     ----------
     read : callable
         ``(batch, sequence, hidden size)`` to what is to be kept, so that only that is kept.
+    only : bool
+        Leave the context after the deepest of the layers, without computing what follows it. Not where accelerate
+        moves weights in and out: it would lose track of them.
 
     Yields
     ------
@@ -77,10 +86,14 @@ def capture(blocks: nn.ModuleList, layers: Iterable[int], read: Read) -> Iterato
         layer → the value of ``read`` in the latest forward pass.
     """
     kept: dict[int, Tensor] = {}
+    layers = list(layers)
+    last = max(layers) if only and not any(hasattr(block, "_hf_hook") for block in blocks) else None
 
     def reader(layer: int) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: Any, output: Any) -> None:
             kept[layer] = read(output if isinstance(output, Tensor) else output[0]).detach()
+            if layer == last:
+                raise _EnoughError
 
         return hook
 
@@ -88,16 +101,19 @@ def capture(blocks: nn.ModuleList, layers: Iterable[int], read: Read) -> Iterato
     try:
         with _eagerly():
             yield kept
+    except _EnoughError:
+        pass
     finally:
         for handle in handles:
             handle.remove()
 
 
 @contextmanager
-def edit(blocks: nn.ModuleList, edits: Iterable[Edit]) -> Iterator[None]:
+def edit(blocks: nn.ModuleList, edits: Iterable[Edit], *, eagerly: bool = True) -> Iterator[None]:
     """Edit the residual stream after each named layer, at every position, in the order given.
 
     The hooks go first in line, so that every reader of the stream, transformers' own included, sees the edit.
+    ``eagerly=False`` leaves compiled code compiled; it is for models of which only the inside of blocks is.
     """
     by_layer: dict[int, list[Callable[[Tensor], Tensor]]] = defaultdict(list)
     for layer, function in edits:
@@ -115,7 +131,7 @@ def edit(blocks: nn.ModuleList, edits: Iterable[Edit]) -> Iterator[None]:
 
     handles = [blocks[layer].register_forward_hook(editor(fs), prepend=True) for layer, fs in by_layer.items()]
     try:
-        with _eagerly():
+        with _eagerly() if eagerly else nullcontext():
             yield
     finally:
         for handle in handles:
