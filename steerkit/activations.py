@@ -1,7 +1,8 @@
 """Texts to activations: the residual stream after each layer, pooled to one vector per text."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from numbers import Integral
 from typing import Any, Self
 
@@ -18,9 +19,9 @@ from steerkit.fingerprint import digest_weights
 from steerkit.hooks import capture
 from steerkit.language_model import LanguageModel
 from steerkit.prompts import check_prompts, split_pairs
+from steerkit.trunk import TOKENS_PER_BATCH, passes
 
 Floats = NDArray[np.float32]
-TOKENS_PER_BATCH = 4096
 
 
 def resolve_layers(model: LanguageModel, layers: Any) -> list[int]:
@@ -68,14 +69,13 @@ def pooled_activations(
     if not automatic and (isinstance(batch_size, bool) or not isinstance(batch_size, Integral) or batch_size < 1):
         raise InvalidInputError(f"batch_size={batch_size!r} is no positive number; pass 'auto' or an int above 0.")
     pooled = np.empty((len(sequences), len(layers), model.hidden_size), dtype=np.float32)
-    limits = {"tokens": TOKENS_PER_BATCH} if automatic else {"tokens": 2**62, "rows": int(batch_size)}
     with model.held() as bare, torch.inference_mode():
-        for rows in batches(lengths, **limits):
-            ids, mask = model.pad([sequences[row] for row in rows])
-            with capture(model.blocks, layers, _mean_over([spans[row] for row in rows])) as kept:
-                bare.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+        for one in passes(model, sequences, batch_size=None if automatic else int(batch_size)):
+            chosen = [path[slice(*spans[row])] for row, path in one.paths.items()]
+            with capture(model.blocks, layers, partial(_means, chosen), only=True) as kept:
+                bare.get_decoder()(**one.inputs)
             for place, layer in enumerate(layers):
-                pooled[rows, place] = kept[layer].float().cpu().numpy()
+                pooled[list(one.paths), place] = kept[layer].float().cpu().numpy()
     if not np.isfinite(pooled).all():
         sample, place, _ = np.argwhere(~np.isfinite(pooled))[0]
         raise NonFiniteError(
@@ -191,21 +191,15 @@ def _span(pooling: str | int, start: int, end: int) -> tuple[int, int]:
     return max(start, end - int(last[1] or 1)), end
 
 
-def _mean_over(spans: Sequence[tuple[int, int]]) -> Callable[[Tensor], Tensor]:
-    """Mean over a span of each row; sequences are padded on the right."""
-    begin, end = torch.tensor(spans).T
-    rows = torch.arange(len(spans))
-
-    def one(hidden: Tensor) -> Tensor:
-        return hidden[rows.to(hidden.device), begin.to(hidden.device)]
-
-    def mean(hidden: Tensor) -> Tensor:
-        places = torch.arange(hidden.shape[1])
-        inside = (places >= begin[:, None]) & (places < end[:, None])
-        weights = (inside / (end - begin)[:, None]).to(hidden.device)[..., None]
-        return torch.where(weights > 0, hidden.float() * weights, 0.0).sum(dim=1)
-
-    return one if (end - begin == 1).all() else mean
+def _means(places: Sequence[Tensor], hidden: Tensor) -> Tensor:
+    """Return the mean over each of the groups of places in a batch, rows flattened."""
+    flat, counts = torch.cat(list(places)), torch.tensor([len(one) for one in places], device=hidden.device)
+    tokens = hidden.flatten(0, 1)[flat.to(hidden.device)]
+    if len(tokens) == len(places):
+        return tokens
+    tokens = tokens.to(torch.promote_types(tokens.dtype, torch.float32))
+    owners = torch.arange(len(places), device=hidden.device).repeat_interleave(counts)
+    return tokens.new_zeros(len(places), tokens.shape[1]).index_add_(0, owners, tokens) / counts[:, None]
 
 
 class ActivationExtractor(TransformerMixin, BaseEstimator):

@@ -29,6 +29,8 @@ class Loaded:
         default_factory=lambda: LRUCache(REMEMBERED, getsizeof=lambda array: array.nbytes)
     )
     """What `steerkit.activations.remembered_activations` has computed with it."""
+    findings: dict[Any, Any] = field(default_factory=dict)
+    """What was tried out on it, once."""
 
 
 def builtin_names() -> Iterator[str]:
