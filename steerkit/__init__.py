@@ -12,6 +12,7 @@ _HOMES = {
     "Judge": "judges",
     "LanguageModel": "language_model",
     "LayerwiseDirections": "layerwise",
+    "LogisticProbe": "logistic_probe",
     "MassMean": "learners",
     "MeanDifference": "learners",
     "Metric": "metrics",
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
     from steerkit.learners import MeanDifference as MeanDifference
     from steerkit.learners import PrincipalDifference as PrincipalDifference
     from steerkit.lint import lint_contrast as lint_contrast
+    from steerkit.logistic_probe import LogisticProbe as LogisticProbe
     from steerkit.metrics import Metric as Metric
     from steerkit.optimised_direction import OptimisedDirection as OptimisedDirection
     from steerkit.reading import EffectReader as EffectReader

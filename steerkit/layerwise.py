@@ -1,6 +1,6 @@
 """One learner per layer: directions, norms and cross-validated accuracies from activations."""
 
-from functools import partial
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Self
 
@@ -12,9 +12,10 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold, check_cv
 from sklearn.utils.validation import has_fit_parameter
 
+from steerkit.binary_classifier import Floats, Integers
 from steerkit.checks import check_count
 from steerkit.exceptions import ContrastSetError, InvalidInputError, NotFittedError
-from steerkit.learners import Floats, Integers, make_learner, readout, trait
+from steerkit.learners import make_learner, readout, trait
 from steerkit.resampling import resamples, shuffled
 
 
@@ -132,28 +133,31 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
         units = {"norm": self.norms_, "feature": self.norms_ / np.sqrt(X.shape[2]), "none": np.ones(X.shape[1])}
         self.scales_ = units[trait(learner, "scaling", "norm")]
         scaled = X / self.scales_[:, None]
-        fit = partial(_fit, learner, scaled, codes)
         joined = None if pairs is None else np.asarray(pairs)
-        learners, directions, cuts = fit(np.arange(len(X)), joined)
+        everything = np.arange(len(X))
+        given = trait(learner, "prefit", False)
+        splits = [] if given else self._splits(X, codes, pairs if groups is None else groups)
+        drawn = list(resamples(codes, joined, self.n_bootstrap)) if self.n_bootstrap and splits else []
+        mixes = [(everything, shuffled(codes), None)] if not given and np.bincount(codes).min() > 1 else []
+        tasks = [
+            (everything, codes, joined),
+            *((train, codes[train], None if joined is None else joined[train]) for train, _ in splits),
+            *((rows, codes[rows], pairing) for rows, pairing in drawn),
+            *mixes,
+        ]
+        (learners, directions, cuts), *fitted = _fit(learner, scaled, tasks)
         if not directions.any():
             raise ContrastSetError(
                 "the learner finds no difference between the classes; pass texts that differ, pool where they do, or "
                 "weaken its penalty."
             )
-        accuracies, read, others = [], [], []
-        given = trait(learner, "prefit", False)
-        mixed = 0 * directions
-        if not given and np.bincount(codes).min() > 1:
-            mixed = _fit(learner, scaled, shuffled(codes), np.arange(len(X)), None)[1]
-        splits = [] if given else self._splits(X, codes, pairs if groups is None else groups)
-        for train, test in splits:
-            _, axes, parts = fit(train, None if joined is None else joined[train])
-            others.append(axes)
-            readings = np.einsum("nlh,clh->ncl", scaled[test], axes) - parts
+        mixed = fitted.pop()[1] if mixes else 0 * directions
+        accuracies, read = [], []
+        for (_, test), (_, axes, parts) in zip(splits, fitted, strict=False):
+            readings = (scaled[test].swapaxes(0, 1) @ axes.transpose(1, 2, 0)).transpose(1, 2, 0) - parts
             accuracies.append(_accuracies(readings, codes[test]))
             read.append((readings, codes[test]))
-        if self.n_bootstrap and splits:
-            others = [fit(*drawn)[1] for drawn in resamples(codes, joined, self.n_bootstrap)]
+        others = [axes for _, axes, _ in fitted[len(splits) if drawn else 0 :]]
         binary = len(classes) == 2
         self.learners_ = learners[0] if binary else learners
         self.directions_ = _of_class(directions.astype(np.float32), binary)
@@ -221,18 +225,29 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
         return [(train, test) for train, test in cut if len(np.unique(codes[train])) > codes.max()]
 
 
-def _fit(
-    learner: Any, X: Floats, codes: Integers, rows: Integers, pairs: NDArray[Any] | None
-) -> tuple[list[list[Any]], Floats, Floats]:
-    """Fit to rows, joined by pairs; return learners, unit directions ``(n_targets, n_layers, hidden)`` and cuts."""
-    targets = [1] if codes.max() == 1 else range(codes.max() + 1)
-    fitted = [_fit_layers(learner, X[rows], codes[rows] == target, pairs) for target in targets]
-    read = np.array([[_unit(*readout(one, X.shape[2])) for one in layers] for layers in fitted], dtype=object)
-    return fitted, np.array(read[..., 0].tolist(), dtype=np.float64), read[..., 1].astype(np.float64)
+Task = tuple[Integers, Integers, NDArray[Any] | None]
+"""Rows of samples, the place of each one's class, and what joins them to pairs."""
 
 
-def _fit_layers(learner: Any, X: Floats, sides: NDArray[np.bool_], pairs: NDArray[Any] | None) -> list[Any]:
-    fresh, targets = clone(learner), sides.astype(np.int64)
+def _fit(learner: Any, X: Floats, tasks: Sequence[Task]) -> list[tuple[list[list[Any]], Floats, Floats]]:
+    """Fit to each task; return learners, unit directions ``(n_targets, n_layers, hidden)`` and cuts."""
+    targets = [1] if tasks[0][1].max() == 1 else range(tasks[0][1].max() + 1)
+    problems = [(rows, (codes == t).astype(np.int64), pairs) for rows, codes, pairs in tasks for t in targets]
+    if hasattr(learner, "fit_subsets"):
+        fitted = clone(learner).fit_subsets(X, [(rows, sides) for rows, sides, _ in problems])
+    else:
+        fitted = [_fit_layers(learner, X[rows], sides, pairs) for rows, sides, pairs in problems]
+    found = []
+    for start in range(0, len(fitted), len(targets)):
+        learners = fitted[start : start + len(targets)]
+        read = [[_unit(*readout(one, X.shape[2])) for one in layers] for layers in learners]
+        directions = np.array([[direction for direction, _ in layers] for layers in read])
+        found.append((learners, directions, np.array([[cut for _, cut in layers] for layers in read])))
+    return found
+
+
+def _fit_layers(learner: Any, X: Floats, targets: Integers, pairs: NDArray[Any] | None) -> list[Any]:
+    fresh, sides = clone(learner), targets == 1
     if hasattr(fresh, "fit_layers"):
         return list(fresh.fit_layers(X, targets))
     joined = pairs is not None and np.isin(pairs[sides], pairs[~sides]).any()  # a fold may tear all of them apart

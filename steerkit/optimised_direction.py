@@ -11,11 +11,11 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
+from steerkit.binary_classifier import Floats, Integers
 from steerkit.checks import check_count, check_positive
 from steerkit.exceptions import PromptError
 from steerkit.hooks import edit
 from steerkit.language_model import LanguageModel
-from steerkit.learners import Floats, Integers
 from steerkit.lightning_training import train
 from steerkit.likelihood import summed_log_likelihoods
 from steerkit.prompts import split_pairs

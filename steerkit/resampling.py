@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from steerkit.learners import Integers
+from steerkit.binary_classifier import Integers
 
 
 def resamples(

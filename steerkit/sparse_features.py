@@ -8,9 +8,10 @@ from numpy.typing import ArrayLike
 from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted
 
+from steerkit.binary_classifier import Floats, Integers
 from steerkit.checks import check_count
 from steerkit.exceptions import InvalidInputError
-from steerkit.learners import DirectionClassifier, Floats, Integers
+from steerkit.learners import DirectionClassifier
 from steerkit.sparse_autoencoder import SparseAutoencoder
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import softplus
 from torch.utils.data import DataLoader
 
+from steerkit.binary_classifier import BinaryClassifier, Floats, Integers
 from steerkit.checks import check_count, check_positive
 from steerkit.exceptions import InvalidInputError
-from steerkit.learners import BinaryClassifier, Floats, Integers
 from steerkit.lightning_training import train
 
 SWEEPS = 20

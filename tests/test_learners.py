@@ -9,6 +9,7 @@ from sklearn.base import BaseEstimator
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.ensemble import RandomForestClassifier
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
@@ -17,6 +18,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from steerkit.exceptions import ContrastSetError, InvalidInputError, NotAffineError
 from steerkit.learners import LEARNERS, MassMean, MeanDifference, PrincipalDifference, make_learner, readout
+from steerkit.logistic_probe import LogisticProbe
 from steerkit.sparse_autoencoder import SparseAutoencoder
 from steerkit.sparse_features import SparseFeatures
 from steerkit.sparse_probe import SparseProbe
@@ -40,6 +42,7 @@ AFFINE = [
         MeanDifference(),
         MassMean(),
         PrincipalDifference(),
+        LogisticProbe(),
         SparseProbe(),
         SparseProbe(k=1),
         SparseFeatures(SparseAutoencoder(16, k=4, max_epochs=2)),
@@ -214,3 +217,35 @@ def test_unknown_learners_are_refused() -> None:
         NotAffineError, match=re.escape("learner=3 is no scikit-learn classifier; pass one of 'probe',")
     ):
         make_learner(3)
+
+
+@pytest.mark.parametrize("shape", [(60, 200), (200, 30)])
+@pytest.mark.parametrize("C", [1e-3, 1.0, 1e3])
+def test_the_probe_is_at_scikit_learns_optimum(shape: tuple[int, int], C: float) -> None:
+    """Fewer samples than features or more, balanced or not."""
+    generator = np.random.default_rng(0)
+    X, y = generator.normal(size=shape), np.arange(shape[0]) % 3 == 0
+    X[y] += 0.3
+    mine = LogisticProbe(C).fit(X, y)
+    other = LogisticRegression(C=C, class_weight="balanced", tol=1e-10, max_iter=100_000).fit(X, y)
+    np.testing.assert_allclose(mine.coef_, other.coef_, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(mine.intercept_, other.intercept_, rtol=1e-4, atol=1e-5)
+
+
+def test_probes_of_subsets_are_those_fitted_alone() -> None:
+    generator = np.random.default_rng(0)
+    X, y = generator.normal(size=(40, 3, 50)), np.arange(40) % 2
+    subsets = [np.arange(40), np.arange(0, 40, 3), generator.integers(40, size=40)]
+    together = LogisticProbe().fit_subsets(X, [(rows, y[rows]) for rows in subsets])
+    for rows, probes in zip(subsets, together, strict=True):
+        for layer, probe in enumerate(probes):
+            alone = LogisticProbe().fit(X[rows, layer], y[rows])
+            np.testing.assert_allclose(probe.coef_, alone.coef_, rtol=1e-7, atol=1e-10)
+            np.testing.assert_allclose(probe.decision_function(X[:, layer]), alone.decision_function(X[:, layer]))
+
+
+def test_a_probe_that_did_not_converge_says_so() -> None:
+    X, y, _ = few()
+    expected = "the probe did not converge in 1 steps; raise max_iter or lower C."
+    with pytest.warns(ConvergenceWarning, match=f"^{re.escape(expected)}$"):
+        LogisticProbe(max_iter=1).fit(X, y)

@@ -1,0 +1,187 @@
+"""`LogisticProbe`: logistic regression for all layers and folds, from one Gram matrix per layer."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+from sklearn.exceptions import ConvergenceWarning
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from steerkit.binary_classifier import BinaryClassifier, Floats, Integers
+from steerkit.checks import check_count, check_positive
+
+
+class LogisticProbe(BinaryClassifier):
+    """Logistic regression under an L2 penalty, the classes balanced: scikit-learn's optimum, by Newton steps.
+
+    The objective is that of ``LogisticRegression(C, class_weight="balanced")``. A probe has fewer samples than
+    features, so its weights are a combination of the samples, ``X.T @ beta``, and a Newton step solves for as many
+    unknowns as there are samples. Layers are solved together, and folds share the Gram matrix of all samples.
+
+    The classes are balanced because so strong a penalty, on activations of unit norm, leaves the intercept to outweigh
+    the direction where one class is larger.
+
+    Parameters
+    ----------
+    C : float
+        Inverse strength of the penalty.
+    max_iter : int
+        Most Newton steps.
+    tol : float
+        Stop where the gradient is shorter than this, for weights and intercept.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (2,)
+    coef_ : ndarray of shape (1, n_features), float64
+    intercept_ : ndarray of shape (1,), float64
+    n_iter_ : int
+
+    References
+    ----------
+    Alain & Bengio (2017), "Understanding Intermediate Layers Using Linear Classifier Probes".
+    """
+
+    def __init__(self, C: float = 1.0, *, max_iter: int = 100, tol: float = 1e-8) -> None:
+        self.C = C
+        self.max_iter = max_iter
+        self.tol = tol
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit to X ``(n_samples, n_features)`` and y, which has two distinct values."""
+        data, sides = self._validate(X, y)
+        ((weights,),), ((intercept,),) = self._solve(data[:, None], [(np.arange(len(data)), sides)])
+        return self._take(weights, intercept)
+
+    def fit_subsets(self, X: NDArray[Any], subsets: Sequence[tuple[Integers, Integers]]) -> list[list[Self]]:
+        """Fit to each of several subsets of X ``(n_samples, n_layers, n_features)``.
+
+        Parameters
+        ----------
+        subsets : sequence of (rows, y)
+            Indices of samples, and their classes, 0 or 1.
+
+        Returns
+        -------
+        list of lists
+            For each subset, one fitted probe per layer.
+        """
+        weights, intercepts = self._solve(np.asarray(X, dtype=np.float64), subsets)
+        fitted = []
+        for (_, y), directions, cuts in zip(subsets, weights, intercepts, strict=True):
+            probes = [clone(self) for _ in directions]
+            for probe, direction, cut in zip(probes, directions, cuts, strict=True):
+                probe.classes_, probe.n_features_in_, probe.n_iter_ = np.unique(y), X.shape[2], self.n_iter_
+                probe._take(direction, cut)
+            fitted.append(probes)
+        return fitted
+
+    def _solve(self, X: Floats, subsets: Sequence[tuple[Integers, Integers]]) -> tuple[Floats, Floats]:
+        """Return weights ``(n_subsets, n_layers, n_features)`` and intercepts ``(n_subsets, n_layers)``."""
+        check_positive("C", self.C)
+        check_positive("tol", self.tol)
+        check_count("max_iter", self.max_iter)
+        layers = torch.from_numpy(np.ascontiguousarray(X.swapaxes(0, 1)))
+        wide = X.shape[0] <= X.shape[2]
+        gram = layers @ layers.mT if wide else layers
+        shares = torch.zeros(len(layers), len(X), len(subsets), dtype=torch.float64)
+        intercepts, self.n_iter_ = [], 0
+        for number, (rows, sides) in enumerate(subsets):
+            at = torch.from_numpy(rows)
+            kernel = _Gram(gram[:, at[:, None], at]) if wide else _Products(gram[:, at])
+            dual, intercept = self._newton(kernel, torch.from_numpy(sides).double())
+            shares[..., number].index_add_(1, at, dual)  # a bootstrap draws some samples twice
+            intercepts.append(intercept.numpy())
+        weights = (layers.mT @ shares).permute(2, 0, 1)
+        return np.ascontiguousarray(weights), np.stack(intercepts)
+
+    def _newton(self, kernel: "_Gram | _Products", sides: Tensor) -> tuple[Tensor, Tensor]:
+        """Minimise, for all layers at once; return ``beta`` ``(n_layers, n_samples)`` and intercepts ``(n_layers,)``.
+
+        At the optimum beta is minus the gradient of the losses by the margins, and sums to zero.
+        """
+        share = sides.mean()
+        costs = self.C * torch.where(sides > 0, 0.5 / share, 0.5 / (1 - share))
+        dual = torch.zeros(kernel.n_layers, len(sides), dtype=torch.float64)
+        intercept = torch.zeros(kernel.n_layers, dtype=torch.float64)
+        ahead = torch.zeros_like(dual)  # the kernel times beta
+        value = self._objective(dual, ahead, intercept, costs, sides)
+        for step in range(1, self.max_iter + 1):
+            margins = ahead + intercept[:, None]
+            chance = torch.sigmoid(margins)
+            slopes, curvatures = costs * (chance - sides), costs * chance * (1 - chance)
+            residual = dual + slopes
+            lengths = (residual * kernel(residual)).sum(dim=1).clamp(min=0).sqrt()
+            if torch.maximum(lengths, slopes.sum(dim=1).abs()).max() <= self.tol:
+                return dual, intercept
+            solve = kernel.solver(curvatures)
+            goal, level = solve(curvatures * margins - slopes), solve(curvatures)
+            new_intercept = goal.sum(dim=1) / level.sum(dim=1)
+            change, shift = goal - new_intercept[:, None] * level - dual, new_intercept - intercept
+            ahead_change, size = kernel(change), torch.ones_like(intercept)
+            for _ in range(30):  # halve the step of the layers where it goes too far
+                tried = (dual + size[:, None] * change, ahead + size[:, None] * ahead_change, intercept + size * shift)
+                fresh = self._objective(*tried, costs, sides)
+                worse = fresh > value + 1e-12 * value.abs()
+                if not worse.any():
+                    break
+                size = torch.where(worse, size / 2, size)
+            (dual, ahead, intercept), value = tried, fresh
+            self.n_iter_ = max(self.n_iter_, step)
+        warnings.warn(
+            f"the probe did not converge in {self.max_iter} steps; raise max_iter or lower C.",
+            ConvergenceWarning,
+            stacklevel=4,
+        )
+        return dual, intercept
+
+    @staticmethod
+    def _objective(dual: Tensor, ahead: Tensor, intercept: Tensor, costs: Tensor, sides: Tensor) -> Tensor:
+        margins = ahead + intercept[:, None]
+        return (dual * ahead).sum(dim=1) / 2 + (costs * (softplus(margins, threshold=500) - sides * margins)).sum(dim=1)
+
+    def _take(self, weights: Floats, intercept: float) -> Self:
+        self.coef_ = weights[None]
+        self.intercept_ = np.array([intercept])
+        return self
+
+
+class _Gram:
+    """Inner products of the samples, ``(n_layers, n_samples, n_samples)``, formed: cheap where samples are few."""
+
+    def __init__(self, gram: Tensor) -> None:
+        self.gram, self.n_layers = gram, len(gram)
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        return (self.gram @ vectors[..., None])[..., 0]
+
+    def solver(self, curvatures: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the solution of ``(1 + curvatures * gram) x = v``."""
+        roots = curvatures.sqrt()
+        system = roots[:, :, None] * self.gram * roots[:, None, :]
+        system.diagonal(dim1=1, dim2=2).add_(1.0)
+        factor = torch.linalg.cholesky(system)
+        return lambda v: v - roots * torch.cholesky_solve((roots * self(v))[..., None], factor)[..., 0]
+
+
+class _Products:
+    """The same of samples ``(n_layers, n_samples, n_features)`` that outnumber their features: never formed."""
+
+    def __init__(self, X: Tensor) -> None:
+        self.X, self.n_layers = X, len(X)
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        return (self.X @ (self.X.mT @ vectors[..., None]))[..., 0]
+
+    def solver(self, curvatures: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return the solution of ``(1 + curvatures * gram) x = v``."""
+        weighted = curvatures[..., None] * self.X
+        system = self.X.mT @ weighted
+        system.diagonal(dim1=1, dim2=2).add_(1.0)
+        factor = torch.linalg.cholesky(system)
+        return lambda v: v - (weighted @ torch.cholesky_solve(self.X.mT @ v[..., None], factor))[..., 0]
