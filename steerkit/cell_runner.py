@@ -29,8 +29,8 @@ def run_cells(
     if effective_n_jobs(n_jobs) > 1:
         pickle.dumps(bench.model)  # a model that cannot travel is refused before any work
     room = bench.generation["max_new_tokens"]
-    lengths = [len(sequence) + room for sequence in bench.model.encode([bench.asked(cell) for cell in cells])]
-    missing = _missing(lengths, contents, batch_rows)
+    asked = bench.model.encode([bench.asked(cell) for cell in cells])
+    missing = _missing(asked, room, contents, batch_rows)
     with _bar(task) as bar:
         shown = bar.add_task(task, total=len(cells), completed=len(contents), rate="") if bar else None
         for rows, batch in _finished(bench, cells, missing, n_jobs):
@@ -42,13 +42,20 @@ def run_cells(
     return [contents[row] for row in range(len(cells))]
 
 
-def _missing(lengths: Sequence[int], contents: Mapping[int, Any], batch_rows: int) -> list[list[int]]:
-    """Return the batches to compute: after a kill the very ones that were left, in a larger sweep full ones."""
-    limits = {"tokens": TOKENS_PER_BATCH, "rows": batch_rows}
-    planned = [(rows, [row for row in rows if row not in contents]) for rows in batches(lengths, **limits)]
-    loose = sorted(row for rows, left in planned if len(left) < len(rows) for row in left)
-    regrouped = [[loose[place] for place in part] for part in batches([lengths[row] for row in loose], **limits)]
-    return [rows for rows, left in planned if left == rows] + regrouped
+def _missing(asked: Sequence[list[int]], room: int, contents: Mapping[int, Any], batch_rows: int) -> list[list[int]]:
+    """Return the batches to compute: after a kill the very ones that were left, in a larger sweep full ones.
+
+    Cells of one prompt stand together, since a batch reads a prompt once for all of them.
+    """
+
+    def grouped(cells: Sequence[int]) -> list[list[int]]:
+        lengths, kinds = [len(asked[cell]) + room for cell in cells], [asked[cell] for cell in cells]
+        cut = batches(lengths, tokens=TOKENS_PER_BATCH, rows=batch_rows, kinds=kinds)
+        return [[cells[place] for place in places] for places in cut]
+
+    planned = [(cells, [cell for cell in cells if cell not in contents]) for cells in grouped(range(len(asked)))]
+    loose = sorted(cell for cells, left in planned if len(left) < len(cells) for cell in left)
+    return [cells for cells, left in planned if left == cells] + grouped(loose)
 
 
 def _finished(

@@ -3,20 +3,18 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from steerkit.cell_store import digest
+from steerkit.decoding import generate_rows
 from steerkit.fingerprint import digest_weights
-from steerkit.hooks import Edit, edit
 from steerkit.language_model import LanguageModel
 from steerkit.likelihood import question_likelihoods
 from steerkit.metrics import distinct_2
-from steerkit.operations import add
 from steerkit.prompts import Prompt
 from steerkit.reading import EffectReader
 
@@ -102,26 +100,15 @@ class Bench:
         ]
 
     def _generate(self, cells: Sequence[Cell]) -> list[str]:
-        edits = row_edits([cell.layer for cell in cells], [cell.step for cell in cells], self.model.hidden_size)
-        sequences = self.model.encode([self.asked(cell) for cell in cells])
-        with self.model.held(), edit(self.model.blocks, edits):
-            return self.model.generate(sequences, seeds=self._seeds(cells) if self.sampled else None, **self.generation)
+        return generate_rows(
+            self.model, self.model.encode([self.asked(cell) for cell in cells]), [cell.layer for cell in cells],
+            [cell.step for cell in cells], seeds=self._seeds(cells) if self.sampled else None, **self.generation,
+        )  # fmt: skip
 
     def _seeds(self, cells: Sequence[Cell]) -> list[int]:
         """One per prompt, so that the answers to it differ by what is added to the residual stream, not by chance."""
         names = [f"{self.random_state}/{self.prompts[cell.prompt]}" for cell in cells]
         return [int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]) for name in names]
-
-
-def row_edits(layers: Sequence[int], steps: Sequence[NDArray[np.float32] | None], hidden_size: int) -> list[Edit]:
-    """Return the edits of a batch in which each row has a layer and a step, ``(hidden size,)``, of its own, or none."""
-    none = np.zeros(hidden_size, dtype=np.float32)
-    edits: list[Edit] = []
-    for here in sorted({layer for layer, step in zip(layers, steps, strict=True) if step is not None}):
-        rows = [none if step is None or layer != here else step for layer, step in zip(layers, steps, strict=True)]
-        added = torch.from_numpy(np.stack(rows))
-        edits.append((here, partial(add, direction=added, amount=torch.tensor(1.0))))
-    return edits
 
 
 def _number(value: float) -> float | None:

@@ -7,8 +7,8 @@ import pandas as pd
 import torch
 
 from steerkit.activations import check_texts
-from steerkit.cells import row_edits
 from steerkit.controls import check_alphas, control_directions, steered_layers
+from steerkit.decoding import row_edits
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import PromptError
 from steerkit.hooks import edit

@@ -286,6 +286,6 @@ class LanguageModel:
         """Return the settings for a prompt of ``length`` tokens: the model's own, with ``generation`` over them."""
         return generation_settings(self.model.generation_config, self.context_length, length, generation)
 
-    def decode(self, tokens: Tensor) -> list[str]:
+    def decode(self, tokens: Tensor | Sequence[list[int]]) -> list[str]:
         """Return the text of each row of token ids, special tokens left out."""
         return list(self.tokenizer.batch_decode(tokens, skip_special_tokens=True))

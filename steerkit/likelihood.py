@@ -1,15 +1,15 @@
 """The log-likelihood of answers, given their own question and given others."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from steerkit.batching import batches
 from steerkit.language_model import LanguageModel
 from steerkit.prompts import Prompt
+from steerkit.trunk import passes
 
 Floats = NDArray[np.float64]
 LOGITS_PER_BATCH = 2**26  # 256 MiB of float32
@@ -56,14 +56,26 @@ def log_likelihoods(
     sequences = model.encode([prompts[i] for i in unique], [answers[i] for i in unique])
     starts = [len(heads[keys[i][0]]) for i in unique]
     sums = np.zeros(len(unique))
-    with model.held(), torch.inference_mode():
-        for rows in batches([len(s) for s in sequences], tokens=logits_limit(model)):
-            nats = summed_log_likelihoods(model, [sequences[row] for row in rows], [starts[row] for row in rows])
-            sums[rows] = nats.double().cpu().numpy()
+    with model.held() as bare, torch.inference_mode():
+        for one in passes(model, sequences, tokens=logits_limit(model)):
+            logits = bare(**one.inputs).logits.flatten(0, 1).float()
+            nats = _nats(logits, {row: path[starts[row] - 1 : -1] for row, path in one.paths.items()}, sequences)
+            sums[list(one.paths)] = nats.double().cpu().numpy()
     place = {keys[i]: position for position, i in enumerate(unique)}
     order = [place[key] for key in keys]
     counts = np.array([len(s) - start for s, start in zip(sequences, starts, strict=True)])
     return sums[order], counts[order]
+
+
+def _nats(logits: Tensor, before: Mapping[int, Tensor], sequences: Sequence[list[int]]) -> Tensor:
+    """Sum up how likely the last tokens of some sequences are, each given the place before it in ``logits``."""
+    places = torch.cat([*before.values()]).to(logits.device)
+    said = [token for row, path in before.items() for token in sequences[row][len(sequences[row]) - len(path) :]]
+    chosen = logits[places, torch.tensor(said, dtype=torch.long, device=logits.device)]
+    chosen = chosen - logits.logsumexp(dim=1)[places]
+    counts = torch.tensor([len(path) for path in before.values()], device=logits.device)
+    owners = torch.arange(len(before), device=logits.device).repeat_interleave(counts)
+    return chosen.new_zeros(len(before)).index_add_(0, owners, chosen)
 
 
 def question_likelihoods(

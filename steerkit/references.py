@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 
 from steerkit.batching import batches
-from steerkit.cells import row_edits
 from steerkit.controls import check_alphas, control_directions, steered_layers
+from steerkit.decoding import row_edits
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import ContrastSetError
 from steerkit.hooks import edit
