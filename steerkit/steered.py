@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -24,6 +25,8 @@ from steerkit.vectors import CONFIG, SteeringVector, load_vectors, new_folder, s
 
 Alpha = float | Sequence[float] | NDArray[Any] | Mapping[str, Any]
 TOKENS_PER_BATCH = 16384
+MLFLOW = ("models:/", "runs:/", "mlflow-artifacts:/")
+"""How the URI of a model in MLflow starts."""
 
 
 class SteeredModel:
@@ -191,11 +194,14 @@ class SteeredModel:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, model: str | LanguageModel | None = None) -> Self:
-        """Load what `save_pretrained` wrote.
+        """Load what `save_pretrained` wrote, or, by its URI such as ``models:/tutor@champion``, a model in MLflow.
 
         ``model`` says where the weights are now, if they moved, or how to load them, if that takes more than the
         revision, dtype, chat and blocks, which are saved.
         """
+        if str(path).startswith(MLFLOW):
+            found: Self = import_module("steerkit.mlflow").load_model(path, model=model)  # MLflow is floors above
+            return found
         vectors, settings = load_vectors(path)
         try:
             if model is None:
