@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 import mlflow
@@ -31,6 +32,7 @@ from steerkit.tracking import (
 
 FLAVOR_NAME = "steerkit"
 HOLDS = "steerkit.holds."
+BOUNDS = {name: signature(calibrate).parameters[name].default for name in ("preservation", "perplexity", "kl")}
 _logger = logging.getLogger("mlflow.steerkit")
 _made: dict[int, tuple[str, Any]] = {}
 """By the id of an estimator or a sweep: the run that holds it, and a weak reference to the estimator."""
@@ -98,7 +100,7 @@ def _sweep(original: Callable[..., Any], estimator: SteeringEstimator, *args: An
 def _calibrate(original: Callable[..., Any], swept: Any, *args: Any, **kwargs: Any) -> Any:
     with _run("calibration", follows=swept):
         found = original(swept, *args, **kwargs)
-        _try(log_calibration, found, **kwargs)
+        _try(log_calibration, found, **{name: kwargs.get(name, default) for name, default in BOUNDS.items()})
         estimator = _made.get(id(swept), ("", lambda: None))[1]()
         if estimator is not None:
             if find_spec("matplotlib") is not None:
@@ -161,7 +163,8 @@ def _run(kind: str, *, params: Any = None, follows: Any = None) -> Iterator[str]
         opened = active is None or full
         if opened:
             named = {"run_id": mine} if active is None and mine and not full else {"nested": active is not None}
-            here = tracked.start_run(**named, log_system_metrics=False).info.run_id
+            title = f"{params['model']} {params['learner']}" if params else None
+            here = tracked.start_run(**named, run_name=None if "run_id" in named else title).info.run_id
         tracked.set_tags({f"{HOLDS}{kind}": "yes", "mlflow.autologging": FLAVOR_NAME})
     status = "FAILED"
     try:

@@ -45,10 +45,23 @@ class Served:
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> list[str]:
         """Return one answer per prompt."""
-        prompts, options = prompts_of(model_input), check_params(params)
+        prompts, options = prompts_of(model_input), self.options(params)
         steered = self._layer(options.pop("layer", None))
         with steered.model.held():  # one request at a time, from the tokenizer to the text: nothing is shared
             return list(steered.generate(prompts, **options))
+
+    def options(self, params: object) -> dict[str, Any]:
+        """Return the parameters of a request, or raise `InvalidInputError` if this model has none of the name or value.
+
+        Where several directions are steered, one alpha is meant for each.
+        """
+        options = check_params(params)
+        self._layer(options.get("layer"))
+        if "alpha" in options:
+            self.steered._alphas(options["alpha"], 1)
+            if isinstance(self.steered.alpha, dict) and not isinstance(options["alpha"], dict):
+                options["alpha"] = {vector.classes[1]: options["alpha"] for vector in self.steered.vectors}
+        return options
 
     def _layer(self, layer: int | None) -> SteeredModel:
         if layer is None:
@@ -118,6 +131,7 @@ def prompts_of(data: Any) -> list[Any]:
     PromptError
         It is none of these.
     """
+    data = _plain(data)
     if isinstance(data, str) or (is_conversation(data) and all("role" in message for message in data)):
         return [data]
     if isinstance(data, pd.DataFrame):
@@ -130,13 +144,19 @@ def prompts_of(data: Any) -> list[Any]:
         return prompts_of(data[column].tolist()) if len(data) else []
     if isinstance(data, Mapping):
         return _of_body(data)
-    if hasattr(data, "tolist"):
-        data = data.tolist()
-        return prompts_of(data)
     if not isinstance(data, list | tuple):
         raise PromptError(f"the input is a {type(data).__name__}; pass text, chat messages, or a list of either.")
     records = bool(data) and all(isinstance(record, Mapping) for record in data)
     return [prompt for record in data for prompt in _of_body(record)] if records else list(data)
+
+
+def _plain(data: Any) -> Any:
+    """Return Python's own values: MLflow makes arrays of the lists, and even of the words, of a JSON body."""
+    if isinstance(data, list | tuple):
+        return [_plain(item) for item in data]
+    if isinstance(data, Mapping):
+        return {key: _plain(value) for key, value in data.items()}
+    return _plain(data.tolist()) if hasattr(data, "tolist") else data
 
 
 def _of_body(body: Mapping[str, Any]) -> list[Any]:
@@ -179,7 +199,7 @@ def check_requests(pyfunc_model: Any, mlflow_exception: Any) -> None:
             return original(self, data, params)
         try:
             table = pd.DataFrame({PROMPT: pd.Series(prompts_of(data), dtype=object)})
-            return original(self, table, check_params(params))
+            return original(self, table, self._model_impl.options(params))
         except (SteerkitError, TypeError) as error:
             raise mlflow_exception.invalid_parameter_value(str(error)) from error
 

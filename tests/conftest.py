@@ -5,8 +5,9 @@ import os
 for library in ("OMP", "OPENBLAS"):  # before anything imports them: tiny models are slower on two threads
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -14,6 +15,7 @@ import torch
 
 from steerkit.estimator import SteeringEstimator
 from steerkit.language_model import LanguageModel
+from steerkit.mlflow_store import experiment, make_ready
 from tests.models import ARCHITECTURES, LABELS, TEXTS, tiny, tiny_model, tiny_tokenizer
 
 # A busy machine is no failure: time is never asserted.
@@ -46,3 +48,26 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 def fitted() -> SteeringEstimator:
     """An estimator fitted on a tiny Llama in memory."""
     return SteeringEstimator(tiny("llama", dtype=torch.float64), learner="mean-diff", cv=3).fit(TEXTS, LABELS)
+
+
+@pytest.fixture(scope="session")
+def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of an MLflow database, made once, since that takes seconds."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlruns') / 'mlflow.db'}"
+    make_ready(uri)
+    return uri
+
+
+@pytest.fixture
+def mlflow(store_uri: str, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """MLflow, told of the database and of an experiment with the test's name; left as it was found."""
+    import mlflow
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store_uri)
+    mlflow.set_tracking_uri(store_uri)
+    mlflow.set_experiment(experiment_id=experiment(mlflow, request.node.name))
+    yield mlflow
+    while mlflow.active_run() is not None:
+        mlflow.end_run()
+    mlflow.tracking.fluent._active_experiment_id = None
+    mlflow.set_tracking_uri(None)
