@@ -51,8 +51,9 @@ def autolog(
 
     They go to the active run. Without one, a fit opens a run and closes it, and the sweep of that estimator and the
     calibration of that sweep go on with the same run. A second fit, sweep or calibration in one run opens a run inside
-    it. A ``GridSearchCV`` or its like over an estimator is one run, with one inside it for each candidate. What cannot
-    be logged is told in a warning; nothing that was fitted is lost.
+    it. A ``GridSearchCV`` or its like over an estimator is one run, with one inside it for each candidate; where
+    ``mlflow.sklearn.autolog()`` logs the search, it is left to that. What cannot be logged is told in a warning;
+    nothing that was fitted is lost.
 
     The store is what MLflow was told, by ``MLFLOW_TRACKING_URI`` or ``mlflow.set_tracking_uri``, else
     ``sqlite:///mlruns/mlflow.db``, which MLflow is then told. It reaches what was imported before too.
@@ -80,6 +81,9 @@ def autolog(
 
 
 def _fit(original: Callable[..., Any], self: SteeringEstimator, X: Any, y: Any, *args: Any, **kwargs: Any) -> Any:
+    active = mlflow.active_run()
+    if active is not None and active.data.tags.get("mlflow.autologging", FLAVOR_NAME) != FLAVOR_NAME:
+        return original(self, X, y, *args, **kwargs)  # a part of what another autologging logs as a whole
     with _run("fit", params=estimator_params(self)) as run:
         with autologging_paused():  # the learners inside are scikit-learn's
             fitted = original(self, X, y, *args, **kwargs)
