@@ -4,13 +4,16 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from steerkit.sweep_results import Sweep
+if TYPE_CHECKING:
+    from steerkit.sweep_results import Sweep
 
 PARENT = "steerkit.parent_run"
+NAMES = {"distinct_2": "new_word_pairs"}
+"""Other names in MLflow: its contour plot starts with the metric that is first in the alphabet, to be ``effect``."""
 THREADS = 8
 PER_TRANSACTION = 200
 """Runs written at once, so that other processes are not kept waiting."""
@@ -18,7 +21,7 @@ PER_TRANSACTION = 200
 Row = Mapping[str, Any]
 
 
-def cell_rows(sweep: Sweep, parent: str, user: str) -> list[dict[str, Any]]:
+def cell_rows(sweep: "Sweep", parent: str, user: str) -> list[dict[str, Any]]:
     """Return for each direction × layer × alpha its run: name, params, mean metrics and tags."""
     rows = []
     for cell in sweep.means().to_dict("records"):
@@ -27,7 +30,7 @@ def cell_rows(sweep: Sweep, parent: str, user: str) -> list[dict[str, Any]]:
             {
                 "name": title,
                 "params": {name: str(cell[name]) for name in ("alpha", "direction", "layer")},
-                "metrics": {name: float(cell[name]) for name in sweep.metrics if np.isfinite(cell[name])},
+                "metrics": {NAMES.get(m, m): float(cell[m]) for m in sweep.metrics if np.isfinite(cell[m])},
                 "tags": {
                     PARENT: parent,
                     "mlflow.parentRunId": parent,

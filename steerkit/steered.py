@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import steerkit
 from steerkit.batching import batches
 from steerkit.card import JSON, Card
 from steerkit.exceptions import CorruptFileError, InvalidInputError, NonFiniteError, PromptError
@@ -200,7 +200,7 @@ class SteeredModel:
         revision, dtype, chat and blocks, which are saved.
         """
         if str(path).startswith(MLFLOW):
-            found: Self = import_module("steerkit.mlflow").load_model(path, model=model)  # MLflow is floors above
+            found: Self = steerkit.mlflow.load_model(path, model=model)  # imported now: it is floors above
             return found
         vectors, settings = load_vectors(path)
         try:

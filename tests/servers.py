@@ -50,7 +50,9 @@ def running(command: Sequence[str], log: Path, *, answers: str) -> Iterator[None
     environment = {**os.environ, **options, "PATH": path}
     with (
         log.open("w") as output,
-        subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True) as server,
+        subprocess.Popen(
+            command, env=environment, cwd=log.parent, stdout=output, stderr=output, start_new_session=True
+        ) as server,
     ):
         try:
             wait_for(answers, server, log)

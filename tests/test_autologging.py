@@ -15,9 +15,8 @@ from steerkit.exceptions import ContrastSetError, NothingSteersError
 from steerkit.language_model import LanguageModel
 from steerkit.mlflow_store import STORE
 from steerkit.reading import EffectReader
-from tests.models import LABELS, TEXTS
+from tests.models import LABELS, TEXTS, planted_sweep
 from tests.servers import MLFLOW_WARNS
-from tests.test_sweeps import planted_sweep
 
 pytestmark = MLFLOW_WARNS
 

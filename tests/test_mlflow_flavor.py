@@ -188,6 +188,8 @@ def test_the_model_says_what_it_takes_gives_and_needs(folder: Path, fitted: Stee
 def test_a_local_model_travels_by_value_and_one_from_elsewhere_by_reference(
     saved: Callable[[str], Path], tmp_path: Path
 ) -> None:
+    import mlflow
+
     shutil.copytree(saved("llama"), tmp_path / "mine")
     estimator = SteeringEstimator(str(tmp_path / "mine"), learner="mean-diff", cv=2).fit(TEXTS, LABELS)
     steered = estimator.export(1.0)
@@ -203,7 +205,7 @@ def test_a_local_model_travels_by_value_and_one_from_elsewhere_by_reference(
     tutor = SteeringEstimator("builtin:tutor", learner="mean-diff", cv=2, layers=[5]).fit(TEXTS, LABELS)
     steerkit.mlflow.save_model(tutor, tmp_path / "tutor")
     assert not (tmp_path / "tutor" / "model").exists()
-    flavor = steerkit.mlflow.Model.load(str(tmp_path / "tutor")).flavors["steerkit"]
+    flavor = mlflow.models.Model.load(str(tmp_path / "tutor")).flavors["steerkit"]
     assert (flavor["source_model_name"], flavor["model_binary"]) == ("builtin:tutor", None)
 
 

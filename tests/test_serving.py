@@ -64,8 +64,7 @@ def test_alpha_of_a_request_does_not_leak_into_the_next(address: str, steered: S
 def test_text_chat_tables_and_openai_bodies_are_understood(address: str, steered: SteeredModel) -> None:
     chat = [{"role": "user", "content": TEXTS[0]}]
     expected = steered.generate([TEXTS[0], TEXTS[0]], max_new_tokens=8)
-    options = {"params": {"max_new_tokens": 8}}
-    for body in (
+    bodies: list[dict[str, Any]] = [
         {"inputs": TEXTS[0]},
         {"inputs": [TEXTS[0], TEXTS[0]]},
         {"inputs": chat},
@@ -73,8 +72,10 @@ def test_text_chat_tables_and_openai_bodies_are_understood(address: str, steered
         {"instances": [TEXTS[0], TEXTS[0]]},
         {"dataframe_records": [{"prompt": TEXTS[0]}]},
         {"dataframe_split": {"columns": ["prompt"], "data": [[TEXTS[0]]]}},
-    ):
-        predictions = requests.post(address, json={**body, **options}, timeout=60).json()["predictions"]
+    ]
+    for body in bodies:
+        request = {**body, "params": {"max_new_tokens": 8}}
+        predictions = requests.post(address, json=request, timeout=60).json()["predictions"]
         assert predictions == expected[: len(predictions)], body
     bare = requests.post(address, json={"messages": chat, "max_new_tokens": 8, "alpha": 0.5}, timeout=60)
     assert bare.json() == expected[:1]

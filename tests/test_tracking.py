@@ -14,9 +14,8 @@ from steerkit.language_model import LanguageModel
 from steerkit.mlflow_cells import PARENT, cell_rows, log_row, log_rows
 from steerkit.mlflow_store import experiment
 from steerkit.tracking import log_calibration, log_estimator, log_figures, log_steered, log_sweep
-from tests.models import LABELS, TEXTS
+from tests.models import LABELS, TEXTS, planted_sweep
 from tests.servers import MLFLOW_WARNS
-from tests.test_sweeps import planted_sweep
 
 pytestmark = MLFLOW_WARNS
 
