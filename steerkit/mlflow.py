@@ -4,14 +4,11 @@ It has the functions of MLflow's own flavors: `save_model`, `log_model`, `load_m
 ``mlflow.pyfunc.load_model`` and ``mlflow models serve``.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlflow
-import yaml
 from mlflow import pyfunc
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME
@@ -19,13 +16,7 @@ from mlflow.models.utils import _save_example
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import AnyType, Object, Property
-from mlflow.utils.environment import (
-    _mlflow_conda_env,
-    _process_conda_env,
-    _process_pip_requirements,
-    _PythonEnv,
-    _validate_env_arguments,
-)
+from mlflow.utils.environment import _validate_env_arguments
 from mlflow.utils.model_utils import (
     _add_code_from_conf_to_system_path,
     _get_flavor_configuration,
@@ -37,27 +28,28 @@ import steerkit
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import InvalidInputError
 from steerkit.language_model import LanguageModel
+from steerkit.mlflow_files import (
+    by_value,
+    get_default_conda_env,
+    get_default_pip_requirements,
+    save_environment,
+    save_weights,
+)
 from steerkit.mlflow_requests import PROMPT, Served, check_requests, layer_vectors
 from steerkit.mlflow_store import store
 from steerkit.steered import SteeredModel
 from steerkit.vectors import SteeringVector, load_vectors, save_vectors
 
+__all__ = [
+    "FLAVOR_NAME",
+    "get_default_conda_env",
+    "get_default_pip_requirements",
+    "load_model",
+    "log_model",
+    "save_model",
+]
 FLAVOR_NAME = "steerkit"
 STEERED, WEIGHTS, LAYERS = "steered", "model", "layers"
-SMALL = 2 * 2**30
-"""Bytes of weights up to which a model that only this machine has is saved by value."""
-REQUIRED = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
-
-
-def get_default_pip_requirements() -> list[str]:
-    """Return what a logged model needs to answer, at the versions that are installed."""
-    pinned = [f"{name}=={version(name).partition('+')[0]}" for name in REQUIRED]
-    return [f"steerkit-estimator=={steerkit.__version__}", *pinned]
-
-
-def get_default_conda_env() -> Any:
-    """Return the conda environment of `get_default_pip_requirements`."""
-    return _mlflow_conda_env(additional_pip_deps=get_default_pip_requirements())
 
 
 def save_model(
@@ -99,12 +91,12 @@ def save_model(
     """
     _validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
     steered, vectors = _exported(steered_model, vectors)
-    by_value = _by_value(steered.model, save_pretrained)
+    weighty = by_value(steered.model, save_pretrained)
     folder = Path(path)
     _validate_and_prepare_target_save_path(str(folder))
     code = _validate_and_copy_code_paths(code_paths, str(folder))
     mlflow_model = Model() if mlflow_model is None else mlflow_model
-    named = _save_weights(steered, folder / WEIGHTS) if by_value else steered
+    named = save_weights(steered, folder / WEIGHTS) if weighty else steered
     named.save_pretrained(folder / STEERED)
     if vectors:
         (folder / LAYERS).mkdir()
@@ -118,11 +110,11 @@ def save_model(
     mlflow_model.add_flavor(
         FLAVOR_NAME, steerkit_version=steerkit.__version__, data=STEERED, code=code,
         source_model_name=steered.model.name or None, source_model_revision=steered.model.revision,
-        model_binary=WEIGHTS if by_value else None, layers=LAYERS if vectors else None,
+        model_binary=WEIGHTS if weighty else None, layers=LAYERS if vectors else None,
     )  # fmt: skip
     mlflow_model.model_size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     mlflow_model.save(str(folder / MLMODEL_FILE_NAME))
-    _save_environment(folder, conda_env, pip_requirements, extra_pip_requirements)
+    save_environment(folder, conda_env, pip_requirements, extra_pip_requirements)
 
 
 def log_model(
@@ -230,35 +222,6 @@ def _exported(
     return model, list(vectors)
 
 
-def _by_value(model: LanguageModel, asked: bool | None) -> bool:
-    """Return whether the weights go into the artifact."""
-    if model.name and not Path(model.name).is_dir():
-        return bool(asked)
-    size = sum(tensor.nbytes for tensor in model.model.state_dict().values())
-    by_value = size <= SMALL if asked is None else asked
-    if not (by_value or model.name):
-        raise InvalidInputError(
-            f"the model exists only in memory and has {size} bytes, at most {SMALL} are saved unasked; pass "
-            "save_pretrained=True, or save it with its own save_pretrained and load it by that folder."
-        )
-    return by_value
-
-
-def _save_weights(steered: SteeredModel, folder: Path) -> SteeredModel:
-    """Save the base model, and return the steered model with its name in it."""
-    model = steered.model
-    model.model.save_pretrained(folder)
-    model.tokenizer.save_pretrained(folder)
-    if not (folder / "config.json").is_file():
-        shutil.rmtree(folder)
-        raise InvalidInputError(
-            f"{model!r} saves an adapter without its base model; merge it first, with merge_and_unload."
-        )
-    (folder / "training_args.bin").unlink(missing_ok=True)
-    named = LanguageModel(folder, dtype=model.dtype, chat=model.chat, blocks=model.blocks_path)
-    return SteeredModel(named, steered.vectors, alpha=steered.alpha, operation=steered.operation, card=steered.card)
-
-
 def _signature(steered: SteeredModel) -> ModelSignature:
     """Return the signature: prompts (text or chat messages) to answers, alpha and its like as parameters."""
     alpha: Any = DataType.double
@@ -289,16 +252,3 @@ def _about(steered: SteeredModel) -> dict[str, Any]:
         "classes": [list(vector.classes) for vector in steered.vectors],
         "operation": steered.operation,
     }
-
-
-def _save_environment(folder: Path, conda_env: Any, pip_requirements: Any, extra_pip_requirements: Any) -> None:
-    if conda_env is None:
-        default = get_default_pip_requirements() if pip_requirements is None else None
-        conda_env, pip, constraints = _process_pip_requirements(default, pip_requirements, extra_pip_requirements)
-    else:
-        conda_env, pip, constraints = _process_conda_env(conda_env)
-    (folder / "conda.yaml").write_text(yaml.safe_dump(conda_env, sort_keys=False), encoding="utf-8")
-    if constraints:
-        (folder / "constraints.txt").write_text("\n".join(constraints), encoding="utf-8")
-    (folder / "requirements.txt").write_text("\n".join(pip), encoding="utf-8")
-    _PythonEnv.current().to_yaml(str(folder / "python_env.yaml"))

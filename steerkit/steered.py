@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, cast, overload
 
 import numpy as np
 import torch
@@ -200,8 +200,7 @@ class SteeredModel:
         revision, dtype, chat and blocks, which are saved.
         """
         if str(path).startswith(MLFLOW):
-            found: Self = steerkit.mlflow.load_model(path, model=model)  # imported now: it is floors above
-            return found
+            return cast("Self", steerkit.mlflow.load_model(path, model=model))  # imported now: it is floors above
         vectors, settings = load_vectors(path)
         try:
             if model is None:

@@ -31,7 +31,7 @@ FLOORS = [
     ["sparse_autoencoder", "optimised_direction"],
     ["sparse_features", "fitted_directions", "reading"],
     ["estimator", "metrics"],
-    ["mlflow_requests", "cells", "judges", "similarity"],
+    ["mlflow_requests", "mlflow_files", "cells", "judges", "similarity"],
     ["sweep_results", "cell_runner", "controls", "mlflow"],
     ["calibration", "references", "divergence", "bracketing", "mlflow_cells"],
     ["sweeps"],
@@ -43,6 +43,7 @@ FLOORS = [
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 LAZY = [
     "mlflow",
+    "mlflow_files",
     "autologging",
     "lightning_training",
     "sparse_probe",

@@ -17,6 +17,7 @@ from steerkit.cli import app
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import InvalidInputError
 from steerkit.language_model import LanguageModel
+from steerkit.mlflow_files import REQUIRED
 from steerkit.mlflow_requests import check_requests
 from steerkit.steered import SteeredModel
 from tests.models import LABELS, TEXTS, tiny
@@ -178,7 +179,7 @@ def test_the_model_says_what_it_takes_gives_and_needs(folder: Path, fitted: Stee
     assert info.metadata["fingerprint"] == fitted.fingerprint_.to_dict()
     assert set(info.flavors) == {"python_function", "steerkit"}
     lines = (folder / "requirements.txt").read_text().splitlines()
-    assert {line.partition("==")[0] for line in lines} == {"mlflow", "steerkit-estimator", *steerkit.mlflow.REQUIRED}
+    assert {line.partition("==")[0] for line in lines} == {"mlflow", "steerkit-estimator", *REQUIRED}
     assert all(re.fullmatch(r"[\w-]+==[\d.]+", line) for line in lines)
     example = json.loads((folder / "serving_input_example.json").read_text())
     answers = mlflow.pyfunc.load_model(str(folder)).predict(example["inputs"], params=example["params"])
