@@ -34,8 +34,8 @@ FLAVOR_NAME = "steerkit"
 HOLDS = "steerkit.holds."
 BOUNDS = {name: signature(calibrate).parameters[name].default for name in ("preservation", "perplexity", "kl")}
 _logger = logging.getLogger("mlflow.steerkit")
-_made: dict[int, tuple[str, Any]] = {}
-"""By the id of an estimator or a sweep: the run that holds it, and a weak reference to the estimator."""
+_made: dict[int, tuple[str, str, Any]] = {}
+"""By the id of an estimator or a sweep: the store and the run that hold it, and a weak reference to the estimator."""
 
 
 @autologging_integration(FLAVOR_NAME)
@@ -101,11 +101,12 @@ def _sweep(original: Callable[..., Any], estimator: SteeringEstimator, *args: An
     return swept
 
 
-def _calibrate(original: Callable[..., Any], swept: Any, *args: Any, **kwargs: Any) -> Any:
+def _calibrate(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    found = original(*args, **kwargs)  # before a run is opened: a refusal is a result, not a failure of the run
+    swept = args[0] if args else kwargs["sweep"]
     with _run("calibration", follows=swept):
-        found = original(swept, *args, **kwargs)
         _try(log_calibration, found, **{name: kwargs.get(name, default) for name, default in BOUNDS.items()})
-        estimator = _made.get(id(swept), ("", lambda: None))[1]()
+        estimator = _made.get(id(swept), ("", "", lambda: None))[2]()
         if estimator is not None:
             if find_spec("matplotlib") is not None:
                 _try(lambda: log_figures(plots.figures(estimator, swept, found)))
@@ -161,18 +162,22 @@ def _run(kind: str, *, params: Any = None, follows: Any = None) -> Iterator[str]
     """
     with store() as tracked:
         active = tracked.active_run()
-        mine, _ = _made.get(id(follows), (None, None))
+        place, mine, _ = _made.get(id(follows), ("", "", None))
+        mine = mine if place == tracked.get_tracking_uri() else ""
         here = active.info.run_id if active is not None else mine
-        full = here is not None and _is_full(tracked, here, kind, params)
+        full = bool(here) and _is_full(tracked, here, kind, params)
         opened = active is None or full
         if opened:
             named = {"run_id": mine} if active is None and mine and not full else {"nested": active is not None}
             title = f"{params['model']} {params['learner']}" if params else None
             here = tracked.start_run(**named, run_name=None if "run_id" in named else title).info.run_id
-        tracked.set_tags({f"{HOLDS}{kind}": "yes", "mlflow.autologging": FLAVOR_NAME})
     status = "FAILED"
     try:
         yield str(here)
+        with store() as tracked:
+            tags = {f"{HOLDS}{kind}": "yes", "mlflow.autologging": FLAVOR_NAME}
+            for tag, value in tags.items():
+                tracked.MlflowClient().set_tag(here, tag, value)
         status = "FINISHED"
     finally:
         if opened:
@@ -190,7 +195,7 @@ def _is_full(tracked: Any, run: str, kind: str, params: Any) -> bool:
 def _remember(made: object, run: str, estimator: SteeringEstimator) -> None:
     if id(made) not in _made:
         weakref.finalize(made, _made.pop, id(made), None)
-    _made[id(made)] = run, weakref.ref(estimator)
+    _made[id(made)] = mlflow.get_tracking_uri(), run, weakref.ref(estimator)
 
 
 def _asked(option: str) -> bool:

@@ -50,9 +50,6 @@ def log_estimator(estimator: SteeringEstimator, *, train: Any = None, test: Any 
     with open_run() as (mlflow, run):
         mlflow.log_params(estimator_params(estimator))
         mlflow.set_tags(_origin(estimator))
-        for context, data in (("train", train), ("test", test)):
-            if data is not None:
-                log_data(mlflow, data, context)
         curves = {
             "probe_accuracy": estimator.accuracies_,
             "activation_norm": estimator.norms_,
@@ -62,6 +59,9 @@ def log_estimator(estimator: SteeringEstimator, *, train: Any = None, test: Any 
         place = estimator.layers_.index(estimator.layer_)
         _log_finite(mlflow, {"accuracy": estimator.accuracies_[place], "read_layer": estimator.layer_})
         _log_curves(mlflow, run, {name: zip(estimator.layers_, v, strict=True) for name, v in curves.items()})
+        for context, data in (("train", train), ("test", test)):
+            if data is not None:
+                log_data(mlflow, data, context)
         return run
 
 

@@ -73,8 +73,8 @@ def test_a_sweep_and_its_calibration_go_on_with_the_run_of_the_fit(
     cells = mlflow.search_runs(experiment_names=[f"{mlflow.get_experiment(run.info.experiment_id).name}/cells"])
     assert len(cells) == 1 + 2 * 2 * 2
     with pytest.raises(NothingSteersError):  # of a model with random weights
-        calibrate(swept)
-    assert runs(mlflow)[0].info.status == "FAILED"
+        calibrate(sweep=swept)
+    assert [run.info.status for run in runs(mlflow)] == ["FINISHED"]  # a refusal is a result
 
     sweep(estimator, TEXTS[:2], reader=reader, layers=[1], alphas=[1.0], max_new_tokens=6)
     assert len(runs(mlflow)) == 2  # the second sweep of one estimator has a run of its own
@@ -82,7 +82,7 @@ def test_a_sweep_and_its_calibration_go_on_with_the_run_of_the_fit(
 
 def test_a_calibration_is_logged_even_of_a_loaded_sweep(mlflow: Any, autolog: Any) -> None:
     autolog()
-    found = calibrate(planted_sweep(), preservation=0.8)
+    found = calibrate(sweep=planted_sweep(), preservation=0.8)
     (run,) = runs(mlflow)
     assert run.data.metrics["best_layer"] == found.layer
     assert run.data.params == {"preservation": "0.8", "perplexity": "2.0", "kl": "None"}
