@@ -138,7 +138,7 @@ def output_name(recipe: Recipe, settings: Sequence[str] = ()) -> str:
 
     ``expertise`` and ``estimator.learner=mean-diff`` give ``expertise-learner-mean-diff``.
     """
-    changes = [setting for setting in settings if not setting.startswith("track=")]
+    changes = [setting for setting in settings if not setting.startswith(("name=", "track="))]
     said = [change.partition("=")[0].rpartition(".")[2] + "-" + change.partition("=")[2] for change in changes]
     parts = [re.sub(r"-*[^\w.+-]+-*", "-", part).strip("-")[:LONGEST_PART] for part in said]
     if parts != said:  # what names no folder was left out, so two different changes may look alike
