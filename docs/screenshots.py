@@ -33,8 +33,8 @@ def run_recipes(folder: Path) -> None:
 def photograph(page: Page, addresses: dict[str, str]) -> None:
     """Open the addresses that `steerkit ui` printed, and keep what they show."""
     _open(page, addresses["last run"])
-    page.locator(".js-plotly-plot").nth(5).wait_for()
-    _keep(page, "layers", height=1020)
+    page.get_by_placeholder("Search metric charts").fill("_accuracy|_effect|norm|auc")
+    _keep(page, "layers", height=980)
     _open(page, addresses["compare runs"])
     _keep(page, "learners", height=640)
     _open(page, addresses["last sweep"])
