@@ -5,6 +5,7 @@ It has the functions of MLflow's own flavors: `save_model`, `log_model`, `load_m
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -174,7 +175,7 @@ def load_model(
     InvalidInputError
         There is no such model, or it is none of steerkit's.
     """
-    with store() as tracked:
+    with nullcontext(mlflow) if Path(model_uri).is_dir() else store() as tracked:
         try:
             folder = tracked.artifacts.download_artifacts(artifact_uri=str(model_uri), dst_path=dst_path)
             conf = _get_flavor_configuration(model_path=folder, flavor_name=FLAVOR_NAME)

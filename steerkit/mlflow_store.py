@@ -13,9 +13,9 @@ from typing import Any
 
 from steerkit.exceptions import InvalidInputError, MissingExtraError
 
-STORE = "sqlite:///mlruns/mlflow.db"
+STORE = Path("mlruns", "mlflow.db")
 HOW = "pip install 'steerkit-estimator[tracking]'"
-_ready: set[str] = set()
+_ready: set[Path] = set()
 
 
 def check_installed() -> None:
@@ -40,15 +40,16 @@ def load() -> Any:
 
 
 def chosen_store(uri: str | None = None) -> str:
-    """Return the tracking URI to use: ``uri``, else what MLflow was told, else `STORE`.
+    """Return the tracking URI to use: ``uri``, else what MLflow was told, else the project's own database.
 
-    MLflow is told by ``MLFLOW_TRACKING_URI``, by ``mlflow.set_tracking_uri``, or by a run or an experiment that is
-    active in its own default store.
+    That is ``mlruns/mlflow.db`` in the working directory, by its full path, since the directory may change. MLflow is
+    told by ``MLFLOW_TRACKING_URI``, by ``mlflow.set_tracking_uri``, or by a run or an experiment that is active in its
+    own default store.
     """
     mlflow = load()
     told = os.environ.get("MLFLOW_TRACKING_URI")  # also what set_tracking_uri was last called with
     active = mlflow.active_run() or getattr(mlflow.tracking.fluent, "_active_experiment_id", None)
-    return str(uri or told or (mlflow.get_tracking_uri() if active else STORE))
+    return str(uri or told or (mlflow.get_tracking_uri() if active else f"sqlite:///{STORE.absolute().as_posix()}"))
 
 
 @contextmanager
@@ -75,20 +76,21 @@ def store(uri: str | None = None) -> Iterator[Any]:
 
 def make_ready(uri: str) -> None:
     """Make the tables of a local database, one process at a time: two that make them at once break each other."""
-    if uri in _ready or not uri.startswith("sqlite:///"):
+    path = Path(uri.removeprefix("sqlite:///")).absolute()
+    if path in _ready or not uri.startswith("sqlite:///") or "?" in uri:  # what has options is its maker's business
         return
     from filelock import FileLock
 
-    path = Path(uri.removeprefix("sqlite:///"))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             load().MlflowClient(tracking_uri=uri).search_experiments(max_results=1)
     except OSError as error:
-        raise InvalidInputError(
-            f"{uri} cannot be written ({error.strerror or error}); pass another store, or set MLFLOW_TRACKING_URI."
-        ) from error
-    _ready.add(uri)
+        if not path.is_file():  # one that is there may at least be read
+            raise InvalidInputError(
+                f"{uri} cannot be written ({error.strerror or error}); pass another store, or set MLFLOW_TRACKING_URI."
+            ) from error
+    _ready.add(path)
 
 
 def check_store(uri: str) -> None:

@@ -7,6 +7,7 @@ for library in ("OMP", "OPENBLAS"):  # before anything imports them: tiny models
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,10 @@ def fitted() -> SteeringEstimator:
 @pytest.fixture(scope="session")
 def store_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of an MLflow database, made once, since that takes seconds."""
-    uri = f"sqlite:///{tmp_path_factory.mktemp('mlruns') / 'mlflow.db'}"
-    make_ready(uri)
+    folder = tmp_path_factory.mktemp("store")
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    with chdir(folder):  # where the artifacts of its first experiment will lie
+        make_ready(uri)
     return uri
 
 

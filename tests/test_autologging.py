@@ -13,7 +13,6 @@ from steerkit import calibrate, sweep  # imported before autologging is on, as m
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import ContrastSetError, NothingSteersError
 from steerkit.language_model import LanguageModel
-from steerkit.mlflow_store import STORE
 from steerkit.reading import EffectReader
 from tests.models import LABELS, TEXTS, planted_sweep
 from tests.servers import MLFLOW_WARNS
@@ -183,6 +182,21 @@ def test_a_store_that_cannot_be_written_costs_a_warning_and_no_fit(
     assert mlflow.active_run() is None
 
 
+def test_a_read_only_store_costs_a_warning_and_no_fit(
+    mlflow: Any, autolog: Any, estimator: SteeringEstimator, store_uri: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    autolog()
+    before = len(mlflow.search_runs(search_all_experiments=True))
+    mlflow.set_tracking_uri(f"sqlite:///file:{store_uri.removeprefix('sqlite:///')}?mode=ro&uri=true")
+    estimator.fit(TEXTS, LABELS)
+    assert estimator.predict(TEXTS[:1]).shape == (1,)
+    said = capfd.readouterr().err
+    assert "Encountered unexpected error during steerkit autologging" in said
+    assert "attempt to write a readonly database" in said
+    mlflow.set_tracking_uri(store_uri)
+    assert len(mlflow.search_runs(search_all_experiments=True)) == before
+
+
 def test_a_part_that_cannot_be_logged_costs_that_part_only(
     mlflow: Any, autolog: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -197,10 +211,12 @@ def test_a_part_that_cannot_be_logged_costs_that_part_only(
 
 
 def test_without_a_store_of_yours_it_is_the_project_s_and_mlflow_is_told(
-    mlflow: Any, autolog: Any, monkeypatch: pytest.MonkeyPatch
+    mlflow: Any, autolog: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     mlflow.tracking.fluent._active_experiment_id = None
     mlflow.set_tracking_uri(None)
     autolog()
-    assert mlflow.get_tracking_uri() == STORE
+    assert mlflow.get_tracking_uri() == f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}"
+    assert not (tmp_path / "mlruns").exists()  # until something is logged

@@ -16,7 +16,7 @@ from steerkit.cli import app
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import InvalidInputError, MissingExtraError
 from steerkit.experiment import run
-from steerkit.mlflow_store import STORE, chosen_store, store
+from steerkit.mlflow_store import chosen_store, store
 from steerkit.mlflow_ui import links, run_url, ui_store
 from steerkit.recipe import Recipe
 from steerkit.steered import SteeredModel
@@ -89,13 +89,16 @@ def test_a_tracking_server_is_used_like_a_database(
         ui_store()
 
 
-def test_the_store_is_the_one_that_was_named(mlflow: Any, store_uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_is_the_one_that_was_named(
+    mlflow: Any, store_uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert chosen_store("sqlite:///mine.db") == "sqlite:///mine.db"
     assert chosen_store() == store_uri
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert chosen_store() == mlflow.get_tracking_uri()  # as an experiment was chosen there
     mlflow.tracking.fluent._active_experiment_id = None
-    assert chosen_store() == STORE
+    monkeypatch.chdir(tmp_path)
+    assert chosen_store() == f"sqlite:///{tmp_path / 'mlruns' / 'mlflow.db'}"
     with store(store_uri):
         assert mlflow.get_tracking_uri() == store_uri
 
