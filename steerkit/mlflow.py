@@ -37,7 +37,7 @@ from steerkit.mlflow_files import (
     save_weights,
 )
 from steerkit.mlflow_requests import PROMPT, Served, check_requests, layer_vectors
-from steerkit.mlflow_store import store
+from steerkit.mlflow_store import check_store, chosen_store, store
 from steerkit.steered import SteeredModel
 from steerkit.vectors import SteeringVector, load_vectors, save_vectors
 
@@ -175,7 +175,10 @@ def load_model(
     InvalidInputError
         There is no such model, or it is none of steerkit's.
     """
-    with nullcontext(mlflow) if Path(model_uri).is_dir() else store() as tracked:
+    local = Path(model_uri).is_dir()
+    if not local:
+        check_store(chosen_store())
+    with nullcontext(mlflow) if local else store() as tracked:
         try:
             folder = tracked.artifacts.download_artifacts(artifact_uri=str(model_uri), dst_path=dst_path)
             conf = _get_flavor_configuration(model_path=folder, flavor_name=FLAVOR_NAME)

@@ -96,7 +96,10 @@ def make_ready(uri: str) -> None:
 def check_store(uri: str) -> None:
     """Raise `InvalidInputError` if the store is a local database that is not there."""
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise InvalidInputError(f"{uri} does not exist yet; run `steerkit run RECIPE` first, or pass --store.")
+        raise InvalidInputError(
+            f"{uri} does not exist yet; run `steerkit run RECIPE` first, or name another store (--store, or "
+            "MLFLOW_TRACKING_URI)."
+        )
 
 
 def experiment(mlflow: Any, name: str) -> str:

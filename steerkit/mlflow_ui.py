@@ -17,7 +17,7 @@ from steerkit.mlflow_store import check_installed, check_store, chosen_store, st
 
 MODE = "workflowType=machine_learning"
 SERVER = ("http://", "https://")
-MOST = 100
+MOST = 250
 """Runs in one address; more make the page slow."""
 
 

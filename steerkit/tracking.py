@@ -5,9 +5,10 @@ import json
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib.metadata import version
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shutil import which
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -219,9 +220,13 @@ def _origin(estimator: SteeringEstimator) -> dict[str, str]:
     model = LanguageModel.of(estimator.model)
     tags = {f"steerkit.fingerprint.{name}": str(value) for name, value in estimator.fingerprint_.to_dict().items()}
     tags["steerkit.fingerprint.weights"] = digest_weights(model.model)[:16]
-    tags |= {f"steerkit.version.{name}": version(name) for name in PACKAGES}
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S607
-    return tags | ({"mlflow.source.git.commit": git.stdout.strip()} if git.returncode == 0 else {})
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):  # mlflow-skinny, or steerkit from a folder
+            tags[f"steerkit.version.{name}"] = version(name)
+    if git := which("git"):
+        head = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603
+        tags |= {"mlflow.source.git.commit": head.stdout.strip()} if head.returncode == 0 else {}
+    return tags
 
 
 def user() -> str:

@@ -238,6 +238,14 @@ def test_a_registered_version_loads_by_its_alias_everywhere(mlflow: Any, fitted:
     assert result.stderr.endswith("log_model wrote, and set MLFLOW_TRACKING_URI to its store.\n")
 
 
+def test_to_look_for_a_model_makes_no_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(InvalidInputError, match=r"^sqlite:///.*/mlruns/mlflow\.db does not exist yet; run"):
+        SteeredModel.from_pretrained("models:/expert-tutor@champion")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_models_of_other_flavors_are_served_as_ever() -> None:
     import mlflow
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import steerkit
 from steerkit.calibration import calibrate
 from steerkit.datasets import load_contrast
 from steerkit.estimator import SteeringEstimator
@@ -51,6 +52,16 @@ def test_an_estimator_is_curves_parameters_and_where_it_comes_from(
     assert train.digest != test.digest
     assert run.info.status == "FINISHED"
     assert mlflow.active_run() is None
+
+
+def test_without_git_all_but_the_commit_is_told(
+    mlflow: Any, fitted: SteeringEstimator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    tags = mlflow.get_run(log_estimator(fitted)).data.tags
+    assert tags["steerkit.version.steerkit-estimator"] == steerkit.__version__
+    assert len(tags["steerkit.fingerprint.weights"]) == 16
 
 
 def test_only_what_differs_differs_between_the_parameters_of_two_runs(mlflow: Any, fitted: SteeringEstimator) -> None:
