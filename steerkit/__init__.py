@@ -26,6 +26,7 @@ _HOMES = {
     "SteeringEstimator": "estimator",
     "SteeringVector": "vectors",
     "Sweep": "sweep_results",
+    "autolog": "autologging",
     "calibrate": "calibration",
     "lint_contrast": "lint",
     "load_contrast": "datasets",
@@ -39,6 +40,7 @@ __all__ = sorted([*_HOMES, "__version__"])
 
 if TYPE_CHECKING:
     from steerkit.activations import ActivationExtractor as ActivationExtractor
+    from steerkit.autologging import autolog as autolog
     from steerkit.calibration import Calibration as Calibration
     from steerkit.calibration import calibrate as calibrate
     from steerkit.datasets import load_contrast as load_contrast
@@ -69,6 +71,10 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562), so that ``import steerkit`` stays instant."""
+    if name in ("autolog", "mlflow"):
+        import_module("steerkit.mlflow_store").check_installed()
+    if name in ("mlflow", "tracking"):  # `import steerkit` is enough to write steerkit.mlflow.log_model
+        return import_module(f"steerkit.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module 'steerkit' has no attribute {name!r}")
     return getattr(import_module(f"steerkit.{_HOMES[name]}"), name)

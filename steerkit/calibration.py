@@ -8,6 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from steerkit.exceptions import InvalidInputError, NothingSteersError
+from steerkit.observed import observable
 from steerkit.sweep_results import ROUNDING, Sweep
 
 READABLE = 0.6
@@ -58,6 +59,7 @@ class Calibration:
         }
 
 
+@observable
 def calibrate(
     sweep: Sweep,
     *,

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+STORE_HELP = "MLflow tracking URI. Default: MLFLOW_TRACKING_URI, else sqlite:///mlruns/mlflow.db."
+
 # Before torch is loaded: threads that wait in a loop slow small models down fifty-fold when a core is busy elsewhere.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
@@ -43,24 +45,24 @@ def run(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Change a key: `--set sweep.alphas=[-0.1,0.1]`. May be repeated.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to write. Default: output/NAME.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write. Default: output/NAME-CHANGES.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")] = False,
-    store: Annotated[str | None, typer.Option(help="MLflow tracking URI. Default: sqlite:///mlruns/mlflow.db.")] = None,
+    store: Annotated[str | None, typer.Option(help=STORE_HELP)] = None,
 ) -> None:
     """Fit, sweep, calibrate, save and track, as a recipe says.
 
-    Example: `steerkit run recipes/expertise.yaml --set estimator.learner=mean-diff --output output/mean-diff`
+    Example: `steerkit run recipes/expertise.yaml --set estimator.learner=mean-diff`
     """
     with _errors():
         from rich.console import Console
 
         from steerkit.experiment import run as run_recipe
-        from steerkit.recipe import load_recipe
+        from steerkit.recipe import load_recipe, output_name
         from steerkit.report import answers_table, layers_table
 
         console = Console()
         loaded = load_recipe(recipe, set_ or [])
-        folder = output or Path("output") / loaded.name
+        folder = output or Path("output") / output_name(loaded, set_ or [])
         done = run_recipe(loaded, output=folder, overwrite=overwrite, store=store, say=console.print)
         best = int(done.test_scores.argmax())
         console.print()
@@ -88,16 +90,17 @@ def run(
         if done.calibration is not None:
             places["plots"] = f"{folder / 'plots'}"
         if done.run_id:
-            from steerkit.tracking import run_url
+            from steerkit.mlflow_ui import run_url
 
-            places["MLflow"] = f"steerkit ui, then {run_url(done.run_id, uri=store)}"
+            option = "" if store is None else f" --store {store}"
+            places["MLflow"] = f"steerkit ui{option}, then {run_url(done.run_id, uri=store)}"
         for what, where in places.items():
             console.print(f"{what:14} {where}", soft_wrap=True, highlight=False)
 
 
 @app.command()
 def generate(
-    model: Annotated[str, typer.Argument(help="Folder of a steered model, as `steerkit run` saves it.")],
+    model: Annotated[str, typer.Argument(help="Folder of a steered model, or its URI in MLflow.")],
     prompt: Annotated[str, typer.Argument(help="What to ask.")],
     alpha: Annotated[
         list[float] | None, typer.Option(help="Strength, as a fraction of the activation norm; repeat it to compare.")
@@ -106,7 +109,8 @@ def generate(
 ) -> None:
     """Answer a prompt with a steered model.
 
-    Example: `steerkit generate output/expertise/steered "What is a neutron star?" --alpha -0.4 --alpha 0.4`
+    Example: `steerkit generate output/expertise/steered "What is a neutron star?" --alpha -0.4 --alpha 0.4`, or
+    `steerkit generate models:/expert-tutor@champion "What is a virus?"`
     """
     with _errors():
         from steerkit.steered import SteeredModel
@@ -122,8 +126,8 @@ def generate(
 def neighbourhood(
     recipe: Annotated[Path, typer.Argument(help="YAML file that was run already.")],
     set_: Annotated[list[str] | None, typer.Option("--set", help="The changes with which it was run.")] = None,
-    ran: Annotated[Path | None, typer.Option("--run", help="Output of the run. Default: output/NAME.")] = None,
-    output: Annotated[Path | None, typer.Option(help="Folder to write. Default: output/NAME-neighbourhood.")] = None,
+    ran: Annotated[Path | None, typer.Option("--run", help="Output of the run. Default: output/NAME-CHANGES.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Folder to write. Default: …-neighbourhood.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output folder if it exists.")] = False,
 ) -> None:
     """Turn the direction that a run recommends, and say how wide the cone is that works.
@@ -134,14 +138,15 @@ def neighbourhood(
         from rich.console import Console
 
         from steerkit.experiment import run_neighbourhood
-        from steerkit.recipe import load_recipe
+        from steerkit.recipe import load_recipe, output_name
         from steerkit.report import neighbourhood_table
 
         console = Console()
         loaded = load_recipe(recipe, set_ or [])
-        folder = output or Path("output") / f"{loaded.name}-neighbourhood"
+        name = output_name(loaded, set_ or [])
+        folder = output or Path("output") / f"{name}-neighbourhood"
         found = run_neighbourhood(
-            loaded, ran=ran or Path("output") / loaded.name, output=folder, overwrite=overwrite, say=console.print
+            loaded, ran=ran or Path("output") / name, output=folder, overwrite=overwrite, say=console.print
         )
         console.print()
         console.print(neighbourhood_table(found))
@@ -195,16 +200,18 @@ def lint(
 
 @app.command()
 def ui(
-    store: Annotated[str, typer.Option(help="MLflow tracking URI.")] = "sqlite:///mlruns/mlflow.db",
+    store: Annotated[str | None, typer.Option(help=STORE_HELP)] = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port on 127.0.0.1.")] = 5000,
 ) -> None:
-    """Open the tracked runs in MLflow's own pages."""
+    """Open the tracked runs in MLflow's own pages; the addresses that are printed lead to the last run and sweep."""
     with _errors():
-        from steerkit.tracking import check_store, serve_ui
+        from steerkit.mlflow_ui import links, serve_ui, ui_store
 
-        check_store(store)
-        typer.echo(f"http://127.0.0.1:{port}/#/experiments?workflowType=machine_learning  (Ctrl-C stops it)")
-        raise typer.Exit(serve_ui(uri=store, port=port))
+        chosen = ui_store(store)
+        for what, address in links(uri=chosen, port=port).items():
+            typer.echo(f"{what:14} {address}")
+        typer.echo("Ctrl-C stops it.")
+        raise typer.Exit(serve_ui(uri=chosen, port=port))
 
 
 class _errors:  # noqa: N801

@@ -59,7 +59,7 @@ def load_contrast(path: str | Path, *, labels: Sequence[str] | None = None) -> B
     -------
     Bunch
         ``data`` (list of str), ``target`` (0, 1, ...), ``target_names`` (the labels in order), ``groups`` (array of
-        str, or None), ``DESCR``.
+        str, or None), ``filename``, ``DESCR``.
 
     Raises
     ------
@@ -105,6 +105,7 @@ def load_contrast(path: str | Path, *, labels: Sequence[str] | None = None) -> B
         target=np.array([names.index(label) for label in given]),
         target_names=np.array(names),
         groups=np.array(groups) if grouped else None,
+        filename=str(path),
         DESCR=f"{path.name}: " + ", ".join(f"{given.count(name)} texts {name}" for name in names),
     )
 

@@ -1,7 +1,7 @@
 """The one flow of every recipe: fit, read, sweep, calibrate, save, show, track."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ from steerkit.divergence import sweep_divergence
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import NothingSteersError, RecipeError
 from steerkit.language_model import LanguageModel
+from steerkit.mlflow_requests import layer_vectors
+from steerkit.mlflow_store import HOW, autologging_paused, is_installed
 from steerkit.neighbourhood import Neighbourhood, neighbourhood
 from steerkit.plots import check_drawable, figures, plot_neighbourhood
 from steerkit.reading import EffectReader
@@ -28,7 +30,7 @@ from steerkit.report import answers_page
 from steerkit.steered import SteeredModel
 from steerkit.sweep_results import Sweep
 from steerkit.sweeps import sweep
-from steerkit.tracking import check_installed, log_run
+from steerkit.tracking import log_calibration, log_estimator, log_figures, log_steered, log_sweep, open_run
 from steerkit.vectors import new_folder
 
 RECIPE = "recipe.yaml"
@@ -70,12 +72,10 @@ def run(
     OutputExistsError
         ``output`` exists and ``overwrite`` is false, or it is no output of a run; nothing was computed.
     """
-    if recipe.track:
-        check_installed()
     check_drawable()
     train, test = (_load_data(source, recipe.data.labels) for source in (recipe.data.train, recipe.data.test))
     cells = Path(output).with_name(f".{Path(output).name}.cells")
-    with new_folder(output, overwrite=overwrite, holds=RECIPE) as folder:
+    with autologging_paused(), new_folder(output, overwrite=overwrite, holds=RECIPE) as folder:
         estimator, reader = _fit(recipe, train, test, say)
         test_scores = estimator.layer_scores(test.data, test.target)
         say("Steering")
@@ -99,13 +99,14 @@ def run(
             (folder / "plots").mkdir(exist_ok=True)
             figure.savefig(folder / "plots" / f"{name}.png")
     run_id = None
-    if recipe.track:
+    if not recipe.track:
+        say("Not tracked; pass --set track=true to log the run to MLflow.")
+    elif not is_installed():
+        say(f"Not tracked, as MLflow is not installed; {HOW} to log the run.")
+    else:
         say("Logging to MLflow")
         try:
-            run_id = log_run(
-                recipe.name, parameters=_flat(recipe), estimator=estimator, test_scores=test_scores, sweep=swept,
-                calibration=calibration, figures=drawn, steered=Path(output, "steered"), uri=store,
-            )  # fmt: skip
+            run_id = _track(recipe, store, (train, test), (estimator, test_scores, swept, calibration), drawn, steered)
         except Exception as error:  # a store that is full or gone must not cost the run, which is on disk by now
             say(f"Not logged to MLflow ({type(error).__name__}: {error}); the results are in {output}.")
     shutil.rmtree(cells)
@@ -206,14 +207,22 @@ def _show(
     return alphas, list(answers)
 
 
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    """Return the parameters of a recipe under dotted names, its prompts counted."""
-    flat: dict[str, Any] = {}
-    for name, value in recipe.model_dump().items():
-        if not isinstance(value, dict):
-            flat[name] = value
-            continue
-        for key, inner in value.items():
-            counted = key in ("prompts", "distractors")
-            flat[f"{name}.n_{key}" if counted else f"{name}.{key}"] = len(inner) if counted else inner
-    return flat
+def _track(
+    recipe: Recipe, store: str | None, data: tuple[Bunch, Bunch],
+    found: tuple[SteeringEstimator, NDArray[np.float64], Sweep, Calibration | None], drawn: Mapping[str, Any],
+    steered: SteeredModel,
+) -> str:  # fmt: skip
+    """Log a run to the experiment of its recipe's name; return its id in MLflow."""
+    estimator, test_scores, swept, calibration = found
+    train, test = data
+    title = f"{recipe.model.name} {recipe.estimator.learner}"
+    with open_run(uri=store, name=recipe.name, title=title) as (mlflow, run_id):
+        mlflow.log_dict(recipe.model_dump(mode="json"), RECIPE)
+        mlflow.log_params(recipe.calibration.model_dump())  # even where nothing steers, or they would seem to differ
+        if calibration is not None:  # first, as the page that compares runs shows the first metric
+            log_calibration(calibration)
+        log_estimator(estimator, train=train, test=test, test_scores=test_scores)
+        log_sweep(swept)
+        log_figures(drawn)
+        log_steered(steered, vectors=layer_vectors(estimator))
+    return run_id

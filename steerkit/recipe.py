@@ -1,5 +1,7 @@
 """Recipes: YAML, checked as a whole, with every problem named at once. `experiment` runs them."""
 
+import hashlib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -9,6 +11,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from steerkit.datasets import EXPERTISE
 from steerkit.exceptions import RecipeError
+
+LONGEST_PART = 24
 
 
 def _filled(text: str) -> str:
@@ -127,6 +131,19 @@ def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: {'; '.join(map(_problem, error.errors()))}.") from None
     data = {name: _data_path(path, getattr(recipe.data, name)) for name in ("train", "test")}
     return recipe.model_copy(update={"data": recipe.data.model_copy(update=data)})
+
+
+def output_name(recipe: Recipe, settings: Sequence[str] = ()) -> str:
+    """Return the name of a run's output folder: the recipe's, with what was changed, so that variants lie side by side.
+
+    ``expertise`` and ``estimator.learner=mean-diff`` give ``expertise-learner-mean-diff``.
+    """
+    changes = [setting for setting in settings if not setting.startswith(("name=", "track="))]
+    said = [change.partition("=")[0].rpartition(".")[2] + "-" + change.partition("=")[2] for change in changes]
+    parts = [re.sub(r"-*[^\w.+-]+-*", "-", part).strip("-")[:LONGEST_PART] for part in said]
+    if parts != said:  # what names no folder was left out, so two different changes may look alike
+        parts.append(hashlib.sha256("\n".join(changes).encode()).hexdigest()[:8])
+    return "-".join([recipe.name, *parts])
 
 
 def _problem(error: Any) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, overload
+from typing import Any, Self, cast, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+import steerkit
 from steerkit.batching import batches
 from steerkit.card import JSON, Card
 from steerkit.exceptions import CorruptFileError, InvalidInputError, NonFiniteError, PromptError
@@ -24,6 +25,8 @@ from steerkit.vectors import CONFIG, SteeringVector, load_vectors, new_folder, s
 
 Alpha = float | Sequence[float] | NDArray[Any] | Mapping[str, Any]
 TOKENS_PER_BATCH = 16384
+MLFLOW = ("models:/", "runs:/", "mlflow-artifacts:/")
+"""How the URI of a model in MLflow starts."""
 
 
 class SteeredModel:
@@ -191,11 +194,13 @@ class SteeredModel:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, model: str | LanguageModel | None = None) -> Self:
-        """Load what `save_pretrained` wrote.
+        """Load what `save_pretrained` wrote, or, by its URI such as ``models:/tutor@champion``, a model in MLflow.
 
         ``model`` says where the weights are now, if they moved, or how to load them, if that takes more than the
         revision, dtype, chat and blocks, which are saved.
         """
+        if str(path).startswith(MLFLOW):
+            return cast("Self", steerkit.mlflow.load_model(path, model=model))  # imported now: it is floors above
         vectors, settings = load_vectors(path)
         try:
             if model is None:

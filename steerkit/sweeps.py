@@ -19,6 +19,7 @@ from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import InvalidInputError, NotFittedError
 from steerkit.language_model import LanguageModel
 from steerkit.metrics import Metric, as_metrics
+from steerkit.observed import observable
 from steerkit.prompts import Prompt, check_prompts
 from steerkit.reading import EffectReader
 from steerkit.sweep_results import Sweep, measured_cells
@@ -28,6 +29,7 @@ SCOUTS = 4
 """Prompts by which the alphas are found where none are given."""
 
 
+@observable
 def sweep(
     estimator: SteeringEstimator,
     prompts: Sequence[Prompt],
@@ -159,7 +161,7 @@ def _measured_further(swept: Sweep, metrics: Sequence[Metric]) -> Sweep:
             warnings.warn(
                 f"metric {metric.name!r} failed ({type(error).__name__}: {error}), so its column is empty; mend it and "
                 "call measure on the sweep.",
-                stacklevel=3,
+                stacklevel=4,
             )
             swept = Sweep(swept.cells.assign(**{metric.name: np.nan}), swept.settings)
     return swept

@@ -1,215 +1,255 @@
-"""Experiments in MLflow: the only home of MLflow, with `mlflow_model`, the code that is logged with a model."""
+"""What of an estimator, a sweep, a calibration and a steered model goes into an MLflow run, and under which names."""
 
-import logging
-import os
+import getpass
+import json
 import subprocess
-import sys
 import time
-import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib.util import find_spec
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from shutil import which
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
 
 from steerkit.calibration import Calibration
+from steerkit.card import PAGE
 from steerkit.estimator import SteeringEstimator
-from steerkit.exceptions import InvalidInputError, MissingExtraError
+from steerkit.fingerprint import digest_weights
+from steerkit.language_model import LanguageModel
+from steerkit.mlflow_cells import cell_rows, log_rows
+from steerkit.mlflow_store import experiment, store
+from steerkit.steered import SteeredModel
 from steerkit.sweep_results import Sweep
 
-STORE = "sqlite:///mlruns/mlflow.db"
-PARENT = "steerkit.parent_run"
+PACKAGES = ("steerkit-estimator", "torch", "transformers", "scikit-learn", "numpy", "mlflow")
 
 
-def check_installed() -> None:
-    """Raise `MissingExtraError` unless MLflow is installed."""
-    if find_spec("mlflow") is None:
-        raise MissingExtraError(
-            "tracking needs MLflow; pip install 'steerkit-estimator[tracking]', or pass --set track=false."
-        )
+def log_estimator(estimator: SteeringEstimator, *, train: Any = None, test: Any = None, test_scores: Any = None) -> str:
+    """Log a fitted estimator to the active run, or else to a run of its own.
 
+    Its parameters; its accuracies, norms and AUCs as curves with ``step = layer``; tags that say of which model,
+    packages and commit they are.
 
-@contextmanager
-def store(uri: str | None = None) -> Iterator[Any]:
-    """Yield the mlflow module, with its tracking URI set to ``uri``, else MLFLOW_TRACKING_URI, else `STORE`."""
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    check_installed()
-    import mlflow
-
-    before = os.environ.get("MLFLOW_TRACKING_URI")  # also what set_tracking_uri was last called with
-    quiet = [logging.getLogger(name) for name in ("mlflow", "alembic")]
-    levels = [logger.level for logger in quiet]
-    mlflow.set_tracking_uri(uri or before or STORE)
-    for logger in quiet:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield mlflow
-    finally:
-        mlflow.set_tracking_uri(before)
-        for logger, level in zip(quiet, levels, strict=True):
-            logger.setLevel(level)
-
-
-def log_run(
-    name: str,
-    *,
-    parameters: Mapping[str, Any],
-    estimator: SteeringEstimator,
-    test_scores: Any,
-    sweep: Sweep,
-    calibration: Calibration | None,
-    figures: Mapping[str, Any],
-    steered: Path | None,
-    uri: str | None = None,
-) -> str:
-    """Log one parent run with curves over layers, figures and the model, and one run per cell in ``<name>/cells``.
+    Parameters
+    ----------
+    estimator : fitted SteeringEstimator
+    train, test : Bunch, or tuple of texts, labels and, optionally, groups
+        The contrast sets, logged as inputs: name, digest, source.
+    test_scores : array-like of shape (n_layers,), optional
+        What `SteeringEstimator.layer_scores` returned for ``test``.
 
     Returns
     -------
     str
-        The id of the parent run.
+        The id of the run.
+    """
+    with open_run() as (mlflow, run):
+        mlflow.log_params(estimator_params(estimator))
+        mlflow.set_tags(_origin(estimator))
+        curves = {
+            "probe_accuracy": estimator.accuracies_,
+            "activation_norm": estimator.norms_,
+            "auc": estimator.aucs_,
+            **({} if test_scores is None else {"test_accuracy": test_scores}),
+        }
+        place = estimator.layers_.index(estimator.layer_)
+        _log_finite(mlflow, {"accuracy": estimator.accuracies_[place], "read_layer": estimator.layer_})
+        _log_curves(mlflow, run, {name: zip(estimator.layers_, v, strict=True) for name, v in curves.items()})
+        for context, data in (("train", train), ("test", test)):
+            if data is not None:
+                log_data(mlflow, data, context)
+        return run
+
+
+def log_sweep(sweep: Sweep, *, cells: bool = True) -> str:
+    """Log a sweep to the active run, or else to a run of its own: its answers as a table, its cells as runs.
+
+    Parameters
+    ----------
+    sweep : Sweep
+    cells : bool
+        Whether each direction × layer × alpha becomes a run of its own in the sibling experiment ``<name>/cells``,
+        tagged with this run.
+
+    Returns
+    -------
+    str
+        The id of the run.
+    """
+    with open_run() as (mlflow, run):
+        settings = sweep.settings
+        mlflow.log_params(
+            {
+                "alphas": sweep.alphas,
+                "controls": sorted(set(sweep.cells["direction"]) - {"unsteered", "fitted"}),
+                "prompts": len(sweep.prompts),
+                **({"random_state": settings["random_state"]} if "random_state" in settings else {}),
+                **settings.get("generation", {}),
+            }
+        )
+        table = pd.DataFrame({"prompt": sweep.prompts})
+        mlflow.log_input(mlflow.data.from_pandas(table, name="steered prompts"), context="sweep")
+        lead = ["prompt", "direction", "layer", "alpha", "text"]
+        answers = sweep.cells[lead + [name for name in sweep.cells if name not in lead]]
+        mlflow.log_table(answers, "generations.json")
+        if cells:
+            name = mlflow.get_experiment(mlflow.get_run(run).info.experiment_id).name
+            log_rows(mlflow, experiment(mlflow, f"{name}/cells"), cell_rows(sweep, run, user()))
+        return run
+
+
+def log_calibration(calibration: Calibration, **bounds: Any) -> str:
+    """Log a calibration to the active run, or else to a run of its own.
+
+    Steering effect, random effect and usable alphas as curves with ``step = layer``; the choice as metrics.
+
+    Parameters
+    ----------
+    calibration : Calibration
+    **bounds
+        What `calibrate` was called with, logged as parameters.
+
+    Returns
+    -------
+    str
+        The id of the run.
+    """
+    with open_run() as (mlflow, run):
+        mlflow.log_params({name: value for name, value in bounds.items() if not isinstance(value, pd.DataFrame)})
+        lower, upper = calibration.alphas
+        chosen = {"best_layer": calibration.layer, "alpha_lower": lower, "alpha_upper": upper}
+        _log_finite(mlflow, {"effect_span": calibration.span, **chosen})
+        columns = {
+            "steering_effect": "span",
+            "random_effect": "control_span",
+            "usable_alpha_lower": "lower",
+            "usable_alpha_upper": "upper",
+        }
+        _log_curves(mlflow, run, {name: calibration.layers[column].items() for name, column in columns.items()})
+        mlflow.log_dict(calibration.to_dict(), "calibration.json")
+        return run
+
+
+def log_steered(steered: SteeredModel, *, name: str = "model", vectors: Any = ()) -> str:
+    """Log a steered model to the active run, or else to a run of its own: as a model, with its reliability card.
+
+    ``vectors`` are as in `steerkit.mlflow.save_model`.
+
+    Returns
+    -------
+    str
+        The id of the run.
+    """
+    from steerkit.mlflow import log_model
+
+    with open_run() as (mlflow, run):
+        log_model(steered, name=name, vectors=vectors)
+        if steered.card is not None:
+            with TemporaryDirectory() as folder:
+                steered.card.save(folder)
+                mlflow.log_artifact(str(Path(folder, PAGE)))
+        return run
+
+
+def log_figures(figures: Mapping[str, Any]) -> None:
+    """Log matplotlib figures by name to the active run, under ``plots/``."""
+    with open_run() as (mlflow, _):
+        for title, figure in figures.items():
+            mlflow.log_figure(figure, f"plots/{title}.png")
+
+
+@contextmanager
+def open_run(*, uri: str | None = None, name: str | None = None, title: str | None = None) -> Iterator[tuple[Any, str]]:
+    """Yield the mlflow module and the id of the active run, or of one that is opened now and closed at the end.
+
+    With the ``name`` of an experiment a run is opened in any case, inside the active one if that is in the same store.
     """
     with store(uri) as mlflow:
-        client = mlflow.MlflowClient()
-        experiment = _experiment(mlflow, name)
-        with mlflow.start_run(
-            experiment_id=experiment, run_name=f"{parameters['model.name']} {parameters['estimator.learner']}"
-        ) as run:
-            mlflow.log_params(dict(parameters))
-            mlflow.set_tags(
-                {
-                    "steerkit.model": sweep.settings["model"],
-                    "steerkit.architecture": estimator.fingerprint_.architecture,
-                }
-            )
-            client.log_batch(run.info.run_id, metrics=_curves(mlflow, estimator, test_scores, calibration))
-            if calibration is not None:
-                lower, upper = calibration.alphas
-                mlflow.log_metrics(
-                    {
-                        "best_layer": calibration.layer,
-                        "alpha_lower": lower,
-                        "alpha_upper": upper,
-                        "best_span": calibration.span,
-                    }
-                )
-                mlflow.log_dict(calibration.to_dict(), "calibration.json")
-            for title, figure in figures.items():
-                mlflow.log_figure(figure, f"plots/{title}.png")
-            mlflow.log_table(sweep.cells, "generations.json")
-            if steered is not None:
-                _log_model(mlflow, steered)
-        _log_cells(mlflow, client, _experiment(mlflow, f"{name}/cells"), run.info.run_id, sweep)
-        return str(run.info.run_id)
+        active = mlflow.active_run()
+        if active is not None and name is None:
+            yield mlflow, active.info.run_id
+            return
+        place = None if name is None else experiment(mlflow, name)
+        with mlflow.start_run(experiment_id=place, run_name=title, nested=active is not None) as run:
+            yield mlflow, run.info.run_id
 
 
-def run_url(run_id: str, *, uri: str | None = None, port: int = 5000) -> str:
-    """Return the address of a run's page in the UI that `steerkit ui` serves."""
-    with store(uri) as mlflow:
-        experiment = mlflow.get_run(run_id).info.experiment_id
-    return (
-        f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs/{run_id}/model-metrics?workflowType=machine_learning"
-    )
+def estimator_params(estimator: SteeringEstimator) -> dict[str, Any]:
+    """Return the parameters of an estimator under its own names; a learner that is an object has ``learner__C`` etc.
+
+    The model is its name; its revision and data type stand beside it.
+    """
+    params = {name: _said(value) for name, value in estimator.get_params(deep=False).items()}
+    if isinstance(estimator.learner, BaseEstimator):
+        deep = estimator.learner.get_params(deep=True)
+        params |= {f"learner__{name}": value for name, value in deep.items() if not isinstance(value, BaseEstimator)}
+        params["learner"] = type(estimator.learner).__name__
+    model = LanguageModel.of(estimator.model)
+    named = {"model": model.name or type(model.model).__name__, "revision": model.revision, "dtype": model.dtype}
+    return {**params, **named, "texts": sum(getattr(estimator, "n_samples_", []))}
 
 
-def check_store(uri: str) -> None:
-    """Raise `InvalidInputError` if the store is a local database that is not there."""
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise InvalidInputError(f"{uri} does not exist yet; run `steerkit run RECIPE` first, or pass --store.")
+def log_data(mlflow: Any, data: Any, context: str) -> None:
+    """Log a contrast set as an input of the active run; the source of one from a file is that file."""
+    source = None
+    if isinstance(data, Mapping):
+        texts, labels, groups = data["data"], data["target"], data.get("groups")
+        labels = np.asarray(data["target_names"])[labels] if "target_names" in data else labels
+        name, source = str(data.get("DESCR", context)).partition(":")[0], data.get("filename")
+    else:
+        (texts, labels, *rest), name = data, context
+        groups = rest[0] if rest else None
+    table = pd.DataFrame({"text": [t if isinstance(t, str) else json.dumps(t) for t in texts], "label": labels})
+    table["label"] = table["label"].astype(str)
+    if groups is not None:
+        table["group"] = np.asarray(groups).astype(str)
+    mlflow.log_input(mlflow.data.from_pandas(table, source=source, name=name, targets="label"), context=context)
 
 
-def serve_ui(*, uri: str = STORE, port: int = 5000) -> int:
-    """Serve MLflow's own pages of the store on loopback until interrupted; return the exit status."""
-    check_installed()
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        uri,
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-    ]
+def _said(value: Any) -> Any:
+    return value if isinstance(value, int | float | str | None) else " ".join(str(value).split())
+
+
+def _origin(estimator: SteeringEstimator) -> dict[str, str]:
+    """Return tags that say what the numbers are of: the model, the packages, the commit."""
+    model = LanguageModel.of(estimator.model)
+    tags = {f"steerkit.fingerprint.{name}": str(value) for name, value in estimator.fingerprint_.to_dict().items()}
+    tags["steerkit.fingerprint.weights"] = digest_weights(model.model)[:16]
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):  # mlflow-skinny, or steerkit from a folder
+            tags[f"steerkit.version.{name}"] = version(name)
+    if git := which("git"):
+        head = subprocess.run([git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False)  # noqa: S603
+        tags |= {"mlflow.source.git.commit": head.stdout.strip()} if head.returncode == 0 else {}
+    return tags
+
+
+def user() -> str:
+    """Return who logs."""
     try:
-        return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603
-    except KeyboardInterrupt:
-        return 0
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user without a name
+        return "unknown"
 
 
-def _experiment(mlflow: Any, name: str) -> str:
-    """Return the id of an experiment, made if new; beside a local database, its artifacts lie in ``artifacts/``."""
-    if found := mlflow.get_experiment_by_name(name):
-        return str(found.experiment_id)
-    uri = mlflow.get_tracking_uri()
-    if not uri.startswith("sqlite:///"):
-        return str(mlflow.create_experiment(name))
-    artifacts = Path(uri.removeprefix("sqlite:///")).absolute().parent / "artifacts" / name.replace("/", "-")
-    return str(mlflow.create_experiment(name, artifact_location=artifacts.as_uri()))
-
-
-def _curves(mlflow: Any, estimator: SteeringEstimator, test_scores: Any, calibration: Calibration | None) -> list[Any]:
-    """Return metrics with ``step = layer``, which the UI draws as curves over the layers."""
-    curves = {
-        "probe_accuracy": dict(zip(estimator.layers_, estimator.accuracies_, strict=True)),
-        "test_accuracy": dict(zip(estimator.layers_, test_scores, strict=True)),
-        "activation_norm": dict(zip(estimator.layers_, estimator.norms_, strict=True)),
-    }
-    if calibration is not None:
-        curves["steering_effect"] = calibration.layers["span"].to_dict()
-        curves["random_effect"] = calibration.layers["control_span"].to_dict()
+def _log_curves(mlflow: Any, run: str, curves: Mapping[str, Any]) -> None:
+    """Log metrics with ``step = layer``, which the UI draws as curves over the layers."""
     now = time.time_ns() // 10**6
-    return [
+    points = [
         mlflow.entities.Metric(name, float(value), now, int(layer))
         for name, curve in curves.items()
-        for layer, value in curve.items()
-        if np.isfinite(value)
+        for layer, value in curve
+        if np.ndim(value) == 0 and np.isfinite(value)
     ]
+    client = mlflow.MlflowClient()
+    for start in range(0, len(points), 1000):  # the most that a batch may hold
+        client.log_batch(run, metrics=points[start : start + 1000])
 
 
-def _log_cells(mlflow: Any, client: Any, experiment: str, parent: str, sweep: Sweep) -> None:
-    """Log one finished run per direction × layer × alpha."""
-    Metric, Param = mlflow.entities.Metric, mlflow.entities.Param
-    for cell in sweep.means().to_dict("records"):
-        title = f"{cell['direction']} layer {cell['layer']} alpha {cell['alpha']:+g}"
-        tags = {PARENT: parent, "mlflow.runName": title, "mlflow.source.name": "steerkit"}
-        run = client.create_run(experiment, tags=tags).info.run_id
-        now = time.time_ns() // 10**6
-        client.log_batch(
-            run,
-            metrics=[Metric(name, float(cell[name]), now, 0) for name in sweep.metrics if np.isfinite(cell[name])],
-            params=[Param(name, str(cell[name])) for name in ("direction", "layer", "alpha")],
-        )
-        client.set_terminated(run)
-
-
-def _log_model(mlflow: Any, steered: Path) -> None:
-    from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-
-    import steerkit
-
-    alpha = float(steerkit.SteeredModel.from_pretrained(steered).alpha)
-    signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string)]),
-        outputs=Schema([ColSpec(DataType.string)]),
-        params=ParamSchema(
-            [ParamSpec("alpha", DataType.double, alpha), ParamSpec("max_new_tokens", DataType.long, 64)]
-        ),
-    )
-    mlflow.pyfunc.log_model(
-        name="steered_model",
-        python_model=str(Path(__file__).with_name("mlflow_model.py")),
-        artifacts={"steered": str(steered)},
-        signature=signature,
-        input_example=(["What is a neutron star?"], {"alpha": alpha, "max_new_tokens": 64}),
-        pip_requirements=[f"steerkit-estimator=={steerkit.__version__}"],
-    )
+def _log_finite(mlflow: Any, metrics: Mapping[str, Any]) -> None:
+    mlflow.log_metrics({name: float(value) for name, value in metrics.items() if np.isfinite(value)})

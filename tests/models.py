@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -16,6 +18,7 @@ from transformers import (
 )
 
 from steerkit.language_model import LanguageModel
+from steerkit.sweep_results import Sweep
 
 WORDS = [
     "the",
@@ -146,3 +149,20 @@ def tiny_model(architecture: str, *, seed: int = 0, dtype: torch.dtype = torch.f
 def tiny(architecture: str, *, chat: bool = False, **options: Any) -> LanguageModel:
     """A handle on a tiny model in memory."""
     return LanguageModel.wrap(tiny_model(architecture, **options), tiny_tokenizer(chat=chat))
+
+
+def planted_sweep(*, steering: float = 1.0, n_prompts: int = 12) -> Sweep:
+    """Cells in which layer 2 steers best up to ±0.4 and collapses at ±0.6, and layer 1 steers less but never breaks."""
+    generator = np.random.default_rng(0)
+    rows = []
+    strength = {0: 0.0, 1: 0.3, 2: 1.0}
+    for prompt in range(n_prompts):
+        rows.append(("unsteered", -1, 0.0, f"q{prompt}", 0.0, 1.0))
+        for direction in ("fitted", "random"):
+            for layer, slope in strength.items():
+                for alpha in (-0.6, -0.4, -0.2, 0.2, 0.4, 0.6):
+                    works = steering * slope * alpha * (direction == "fitted")
+                    kept = 0.0 if layer == 2 and abs(alpha) > 0.5 else 1.0
+                    rows.append((direction, layer, alpha, f"q{prompt}", works + 0.02 * generator.normal(), kept))
+    cells = pd.DataFrame(rows, columns=["direction", "layer", "alpha", "prompt", "effect", "preserved"])
+    return Sweep(cells.assign(text="", margin=0.0, nll_rise=0.0, distinct_2=1.0), {})

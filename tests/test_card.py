@@ -18,8 +18,7 @@ from steerkit.reading import EffectReader
 from steerkit.reliability import controls_section, side_effects_section
 from steerkit.steered import SteeredModel
 from steerkit.sweeps import sweep
-from tests.models import LABELS, TEXTS
-from tests.test_sweeps import planted_sweep
+from tests.models import LABELS, TEXTS, planted_sweep
 
 CARD = Card(
     "Steered: a | b",

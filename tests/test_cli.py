@@ -37,7 +37,8 @@ def test_a_run_prints_layers_choice_answers_and_places(ran: str, home: Path) -> 
     assert "a bag of words reads 0." in ran
     assert re.search(r"Steer at layer [45] with alpha from|Nothing is recommended: no layer has", ran)
     assert ran.count("│ +") + ran.count("│  +") >= 3
-    assert "MLflow         steerkit ui, then http://127.0.0.1:5000/" in ran
+    store = f"sqlite:///{home / 'mlruns' / 'mlflow.db'}"
+    assert f"MLflow         steerkit ui --store {store}, then http://127.0.0.1:5000/#/experiments/1/runs/" in ran
     assert (home / "out" / "sweep" / "cells.jsonl").is_file()
     assert (home / "out" / "recipe.yaml").is_file()
 
@@ -82,14 +83,15 @@ def test_the_neighbourhood_of_a_run_is_measured(ran: str, home: Path) -> None:
 
 def test_mlflow_holds_the_run_its_curves_its_cells_and_the_model(ran: str, home: Path) -> None:
     del ran
+    from steerkit.mlflow_cells import PARENT
+    from steerkit.mlflow_store import store
     from steerkit.steered import SteeredModel
-    from steerkit.tracking import PARENT, store
 
     with store(f"sqlite:///{home / 'mlruns' / 'mlflow.db'}") as mlflow:
         client = mlflow.MlflowClient()
         (parent,) = client.search_runs([client.get_experiment_by_name("expertise").experiment_id])
         cells = client.search_runs([client.get_experiment_by_name("expertise/cells").experiment_id])
-        assert parent.data.params["estimator.learner"] == "probe"
+        assert parent.data.params["learner"] == "probe"
         curve = client.get_metric_history(parent.info.run_id, "probe_accuracy")
         assert [point.step for point in curve] == list(range(len(curve)))
         assert len(cells) == 1 + 2 * 2 * 2

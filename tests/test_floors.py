@@ -9,8 +9,8 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "steerkit"
 FLOORS = [
-    ["exceptions"],
-    ["checks", "card"],
+    ["exceptions", "observed"],
+    ["checks", "card", "mlflow_store"],
     [
         "operations",
         "hooks",
@@ -33,18 +33,20 @@ FLOORS = [
     ["sparse_autoencoder", "optimised_direction"],
     ["sparse_features", "fitted_directions", "reading"],
     ["estimator", "metrics"],
-    ["cells", "judges", "similarity"],
-    ["sweep_results", "cell_runner", "controls"],
-    ["calibration", "references", "divergence", "bracketing"],
+    ["mlflow_requests", "mlflow_files", "cells", "judges", "similarity"],
+    ["sweep_results", "cell_runner", "controls", "mlflow"],
+    ["calibration", "references", "divergence", "bracketing", "mlflow_cells"],
     ["sweeps"],
     ["neighbourhood"],
-    ["plots", "report", "tracking", "mlflow_model", "recipe"],
-    ["experiment"],
+    ["plots", "report", "tracking", "mlflow_ui", "recipe"],
+    ["experiment", "autologging"],
     ["cli"],
 ]
 FLOOR = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 LAZY = [
-    "mlflow_model",
+    "mlflow",
+    "mlflow_files",
+    "autologging",
     "lightning_training",
     "sparse_probe",
     "sparse_autoencoder",
@@ -93,7 +95,7 @@ def test_importing_steerkit_and_its_command_line_is_light() -> None:
 
 
 def test_one_home_for_hooks_mlflow_and_lightning() -> None:
-    homes = {"register_forward": {"hooks"}, "import mlflow": {"tracking", "mlflow_model"}, "import lightning": set()}
+    homes = {"register_forward": {"hooks"}, "import mlflow\n": {"mlflow", "autologging"}, "import lightning": set()}
     for words, expected in homes.items():
         assert {path.stem for path in PACKAGE.glob("*.py") if words in path.read_text()} == expected
 

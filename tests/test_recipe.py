@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from steerkit.exceptions import RecipeError
-from steerkit.recipe import Recipe, load_recipe
+from steerkit.recipe import Recipe, load_recipe, output_name
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 SMALL = 'name: small\nsweep: {prompts: ["What is it?", "Why?"]}\n'
@@ -31,6 +31,19 @@ def test_settings_change_keys_in_place(tmp_path: Path) -> None:
     assert recipe.sweep.alphas == [-0.1, 0.0, 0.1]
     assert (recipe.estimator.learner, recipe.track) == ("mean-diff", False)
     assert recipe.sweep.prompts == ["What is it?", "Why?"]
+
+
+def test_variants_of_a_recipe_lie_side_by_side(tmp_path: Path) -> None:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    recipe = load_recipe(path)
+    assert output_name(recipe) == output_name(recipe, ["track=false"]) == "small"
+    assert output_name(recipe, ["estimator.learner=mean-diff"]) == "small-learner-mean-diff"
+    alike = [["sweep.alphas=[-0.1, 0.1]"], ["sweep.alphas=[0.1, 0.1]"], ["model.name=a/b"], ["model.name=a//b"]]
+    names = [output_name(recipe, settings) for settings in alike]
+    assert len(set(names)) == 4
+    assert all(re.fullmatch(r"small-[\w.+-]+-[0-9a-f]{8}", name) for name in names)
+    assert len(output_name(recipe, [f"show={'why ' * 100}"])) < 60
 
 
 def test_data_files_are_found_beside_the_recipe(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from steerkit.likelihood import question_likelihoods
 from steerkit.reading import EffectReader, generate
 from steerkit.sweep_results import Sweep
 from steerkit.sweeps import sweep
-from tests.models import LABELS, TEXTS
+from tests.models import LABELS, TEXTS, planted_sweep
 
 PROMPTS, ALPHAS = TEXTS[:3], [-1.0, 0.5]
 
@@ -271,23 +271,6 @@ def test_bad_sweeps_are_refused_before_any_work(fitted: SteeringEstimator, reade
         sweep(fitted, PROMPTS, reader=reader, alphas=[0.1, float("nan")])
     with pytest.raises(LayerError, match=r"layer=9 is outside 0\.\.3"):
         sweep(fitted, PROMPTS, reader=reader, layers=[9])
-
-
-def planted_sweep(*, steering: float = 1.0, n_prompts: int = 12) -> Sweep:
-    """Cells in which layer 2 steers best up to ±0.4 and collapses at ±0.6, and layer 1 steers less but never breaks."""
-    generator = np.random.default_rng(0)
-    rows = []
-    strength = {0: 0.0, 1: 0.3, 2: 1.0}
-    for prompt in range(n_prompts):
-        rows.append(("unsteered", -1, 0.0, f"q{prompt}", 0.0, 1.0))
-        for direction in ("fitted", "random"):
-            for layer, slope in strength.items():
-                for alpha in (-0.6, -0.4, -0.2, 0.2, 0.4, 0.6):
-                    works = steering * slope * alpha * (direction == "fitted")
-                    kept = 0.0 if layer == 2 and abs(alpha) > 0.5 else 1.0
-                    rows.append((direction, layer, alpha, f"q{prompt}", works + 0.02 * generator.normal(), kept))
-    cells = pd.DataFrame(rows, columns=["direction", "layer", "alpha", "prompt", "effect", "preserved"])
-    return Sweep(cells.assign(text="", margin=0.0, nll_rise=0.0, distinct_2=1.0), {})
 
 
 def test_calibration_finds_the_planted_layer_range_and_collapse() -> None:
