@@ -16,7 +16,7 @@ from torch import Tensor
 from steerkit.batching import batches
 from steerkit.exceptions import InvalidInputError, NonFiniteError
 from steerkit.fingerprint import digest_weights
-from steerkit.hooks import capture
+from steerkit.hooks import capture, has_hooks
 from steerkit.language_model import LanguageModel
 from steerkit.prompts import check_prompts, split_pairs
 from steerkit.trunk import TOKENS_PER_BATCH, passes
@@ -154,7 +154,7 @@ def remembered_activations(
     """
     loaded = model.load()
     with model.held() as bare:
-        if any(module._forward_hooks or module._forward_pre_hooks for module in bare.modules()):
+        if has_hooks(bare):
             return text_activations(model, X, layers=layers, pooling=pooling, batch_size=batch_size)
         state = digest_weights(bare)
         sequences, starts = _encode(model, X)

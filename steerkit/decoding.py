@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from steerkit.generation import SAMPLING, seeded_sampling
-from steerkit.hooks import Edit, edit
+from steerkit.hooks import Edit, edit, has_hooks
 from steerkit.language_model import LanguageModel
 from steerkit.operations import add
 from steerkit.trunk import close
@@ -196,10 +196,12 @@ def _branches(model: LanguageModel) -> bool:
     """Whether the model takes part in a decoding: tried out, once."""
     key = ("branches", model.model.config.get_text_config(decoder=True)._attn_implementation, model.blocks_path)
     findings = model.load().findings
-    if key not in findings:
-        with model.held():
+    with model.held() as bare:
+        if has_hooks(bare):
+            return False
+        if key not in findings:
             findings[key] = _try_branching(model)
-    return bool(findings[key])
+        return bool(findings[key])
 
 
 @torch.inference_mode()

@@ -146,3 +146,8 @@ def _eagerly() -> AbstractContextManager[Any]:
 def is_edited(blocks: nn.ModuleList) -> bool:
     """Return whether an `edit` is active on any of the blocks."""
     return any(getattr(hook, "edits", False) for block in blocks for hook in block._forward_hooks.values())
+
+
+def has_hooks(model: nn.Module) -> bool:
+    """Return whether anybody's hooks are on a model: what they do may depend on how texts are put to it."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

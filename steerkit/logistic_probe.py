@@ -15,6 +15,9 @@ from torch.nn.functional import softplus
 from steerkit.binary_classifier import BinaryClassifier, Floats, Integers
 from steerkit.checks import check_count, check_positive
 
+ROUNDING = 1e-13
+"""The share of the objective by which a step must lower it to be more than rounding; the next would gain its square."""
+
 
 class LogisticProbe(BinaryClassifier):
     """Logistic regression under an L2 penalty, the classes balanced: scikit-learn's optimum, by Newton steps.
@@ -86,7 +89,7 @@ class LogisticProbe(BinaryClassifier):
         check_positive("C", self.C)
         check_positive("tol", self.tol)
         check_count("max_iter", self.max_iter)
-        layers = torch.from_numpy(np.ascontiguousarray(X.swapaxes(0, 1)))
+        layers = torch.from_numpy(np.array(X.swapaxes(0, 1), dtype=np.float64, order="C"))
         wide = X.shape[0] <= X.shape[2]
         gram = layers @ layers.mT if wide else layers
         shares = torch.zeros(len(layers), len(X), len(subsets), dtype=torch.float64)
@@ -110,6 +113,7 @@ class LogisticProbe(BinaryClassifier):
         dual = torch.zeros(kernel.n_layers, len(sides), dtype=torch.float64)
         intercept = torch.zeros(kernel.n_layers, dtype=torch.float64)
         ahead = torch.zeros_like(dual)  # the kernel times beta
+        exact = torch.zeros(kernel.n_layers, dtype=torch.bool)
         value = self._objective(dual, ahead, intercept, costs, sides)
         for step in range(1, self.max_iter + 1):
             margins = ahead + intercept[:, None]
@@ -117,7 +121,8 @@ class LogisticProbe(BinaryClassifier):
             slopes, curvatures = costs * (chance - sides), costs * chance * (1 - chance)
             residual = dual + slopes
             lengths = (residual * kernel(residual)).sum(dim=1).clamp(min=0).sqrt()
-            if torch.maximum(lengths, slopes.sum(dim=1).abs()).max() <= self.tol:
+            flat = torch.maximum(lengths, slopes.sum(dim=1).abs()) <= self.tol
+            if (flat | exact).all():
                 return dual, intercept
             solve = kernel.solver(curvatures)
             goal, level = solve(curvatures * margins - slopes), solve(curvatures)
@@ -131,6 +136,7 @@ class LogisticProbe(BinaryClassifier):
                 if not worse.any():
                     break
                 size = torch.where(worse, size / 2, size)
+            exact |= value - fresh <= ROUNDING * value.abs()  # where steps gain nothing, gradients cannot get smaller
             (dual, ahead, intercept), value = tried, fresh
             self.n_iter_ = max(self.n_iter_, step)
         warnings.warn(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from steerkit.batching import batches
+from steerkit.hooks import has_hooks
 from steerkit.language_model import LanguageModel
 from steerkit.prefix_tree import Tree, grow
 
@@ -97,8 +98,8 @@ def _shares(model: LanguageModel, longest: int) -> bool:
     """Whether the model computes a tree as it computes its sequences apart: tried out, once, since few say so."""
     config = model.model.config.get_text_config(decoder=True)
     window = getattr(config, "sliding_window", None) or 0
-    if 48 < window < longest:
-        return False  # what the window hides would have to be tried out on long sequences
+    if 48 < window < longest or has_hooks(model.model):
+        return False  # what a longer window hides would take long to try out
     key = ("shares", config._attn_implementation, model.blocks_path)
     if key not in model.load().findings:
         model.load().findings[key] = _try_sharing(model, 12 + (window if window <= 48 else 0), config.vocab_size)

@@ -36,6 +36,7 @@ from steerkit.layerwise import LayerwiseDirections
 from steerkit.reading import EffectReader
 from steerkit.steered import SteeredModel
 from steerkit.sweeps import sweep
+from steerkit.trunk import _shares
 from tests.models import LABELS, TEXTS, tiny
 
 Saved = Callable[[str], Path]
@@ -142,7 +143,7 @@ def test_parameters_of_a_learner_known_by_name_can_be_searched() -> None:
     assert estimator.learner == "sparse-probe"
     found = search.best_estimator_.learners_[0].support_
     assert len(found) == search.best_params_["learner__k"]
-    with pytest.raises(ValueError, match="Invalid parameter 'D' for estimator LogisticRegression"):
+    with pytest.raises(ValueError, match="Invalid parameter 'D' for estimator LogisticProbe"):
         estimator.set_params(learner="probe", learner__D=1)
     assert estimator.learner == "sparse-probe"
 
@@ -225,14 +226,15 @@ def test_memory_keeps_activations(saved: Saved, tmp_path: Path) -> None:
     np.testing.assert_array_equal(estimator.directions_, plain.directions_)
 
 
-def rows_through(model: LanguageModel) -> list[int]:
-    """Numbers of rows that went through the first block, from now on."""
+def tokens_through(model: LanguageModel) -> list[int]:
+    """Numbers of tokens that went through the first block in each pass, from now on."""
+    assert _shares(model, 30)  # tried out once, so not to be counted
     rows: list[int] = []
     block = model.blocks[0]
     forward = block.forward
 
     def counting(hidden: torch.Tensor, *args: Any, **options: Any) -> Any:
-        rows.append(len(hidden))
+        rows.append(hidden.shape[0] * hidden.shape[1])
         return forward(hidden, *args, **options)
 
     block.forward = counting  # no hook: under hooks of a caller's own nothing is remembered
@@ -241,13 +243,15 @@ def rows_through(model: LanguageModel) -> list[int]:
 
 def test_a_grid_search_sends_each_prompt_through_the_model_once() -> None:
     model = tiny("llama")
-    rows = rows_through(model)
+    tokens, sequences = tokens_through(model), model.encode([*TEXTS, "is it a new star ?"])
     grid = {"learner": ["mean-diff", LogisticRegression(C=0.1), LogisticRegression()], "layer": [0, 2]}
     search = GridSearchCV(SteeringEstimator(model, cv=2), grid, cv=3).fit(TEXTS, LABELS)
     assert np.isfinite(search.cv_results_["mean_test_score"]).all()
-    assert sum(rows) == len(TEXTS)
+    once = len({tuple(sequence[: end + 1]) for sequence in sequences[:-1] for end in range(len(sequence))})
+    assert once <= sum(tokens) <= sum(map(len, sequences[:-1]))
+    before = sum(tokens)
     search.predict(["is it a new star ?", *TEXTS])
-    assert sum(rows) == len(TEXTS) + 1
+    assert sum(tokens) == before + len(sequences[-1])
 
 
 def test_a_hook_of_the_callers_own_is_seen() -> None:

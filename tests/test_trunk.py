@@ -78,3 +78,12 @@ def test_nothing_after_the_deepest_layer_is_computed() -> None:
     pooled_activations(model, model.encode(TEXTS[:2]), layers=[1, 2])
     assert ran == [0, 1, 2]
     assert not any(block._forward_hooks for block in model.blocks)
+
+
+def test_under_hooks_of_the_callers_own_prompts_are_read_apart() -> None:
+    model = tiny("llama", dtype=torch.float64)
+    assert _shares(model, 30)
+    handle = model.blocks[1].register_forward_hook(lambda *_: None)
+    assert not _shares(model, 30)
+    handle.remove()
+    assert _shares(model, 30)
