@@ -15,6 +15,8 @@ from torch.nn.functional import softplus
 from steerkit.binary_classifier import BinaryClassifier, Floats, Integers
 from steerkit.checks import check_count, check_positive
 
+STALE = 0.05
+"""What a step must leave of the gradient at most, if the next is to do with the same factors."""
 ROUNDING = 1e-13
 """The share of the objective by which a step must lower it to be more than rounding; the next would gain its square."""
 
@@ -115,17 +117,23 @@ class LogisticProbe(BinaryClassifier):
         ahead = torch.zeros_like(dual)  # the kernel times beta
         exact = torch.zeros(kernel.n_layers, dtype=torch.bool)
         value = self._objective(dual, ahead, intercept, costs, sides)
+        solve, curvatures, before = None, dual, float("inf")
         for step in range(1, self.max_iter + 1):
             margins = ahead + intercept[:, None]
             chance = torch.sigmoid(margins)
-            slopes, curvatures = costs * (chance - sides), costs * chance * (1 - chance)
+            slopes = costs * (chance - sides)
             residual = dual + slopes
             lengths = (residual * kernel(residual)).sum(dim=1).clamp(min=0).sqrt()
-            flat = torch.maximum(lengths, slopes.sum(dim=1).abs()) <= self.tol
-            if (flat | exact).all():
+            misses = torch.maximum(lengths, slopes.sum(dim=1).abs())
+            if (exact | (misses <= self.tol)).all():
                 return dual, intercept
-            solve = kernel.solver(curvatures)
-            goal, level = solve(curvatures * margins - slopes), solve(curvatures)
+            left = float(misses[~exact].max())
+            if solve is None or left > STALE * before:  # the factors of an earlier step serve as long as they help
+                curvatures = costs * chance * (1 - chance)
+                solve, level = kernel.solver(curvatures), None
+            before = left
+            level = solve(curvatures) if level is None else level
+            goal = solve(curvatures * margins - slopes)
             new_intercept = goal.sum(dim=1) / level.sum(dim=1)
             change, shift = goal - new_intercept[:, None] * level - dual, new_intercept - intercept
             ahead_change, size = kernel(change), torch.ones_like(intercept)
