@@ -35,7 +35,7 @@ FLOORS = [
     ["estimator", "metrics"],
     ["mlflow_requests", "mlflow_files", "cells", "judges", "similarity"],
     ["sweep_results", "cell_runner", "controls", "mlflow"],
-    ["calibration", "references", "divergence", "bracketing", "mlflow_cells"],
+    ["calibration", "references", "divergence", "bracketing", "mlflow_cells", "mlflow_fits"],
     ["sweeps"],
     ["neighbourhood"],
     ["plots", "report", "tracking", "mlflow_ui", "recipe"],
