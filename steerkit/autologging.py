@@ -9,7 +9,13 @@ from inspect import signature
 from math import isfinite
 from typing import Any
 
-import mlflow
+try:
+    import mlflow
+except ModuleNotFoundError as error:
+    from steerkit.exceptions import MissingExtraError
+    from steerkit.mlflow_store import MISSING
+
+    raise MissingExtraError(MISSING) from error
 from mlflow.utils.autologging_utils import autologging_integration, get_autologging_config, safe_patch
 from sklearn.model_selection._search import BaseSearchCV
 from sklearn.pipeline import Pipeline

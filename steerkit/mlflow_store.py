@@ -16,21 +16,29 @@ from typing import Any
 from steerkit.exceptions import InvalidInputError, MissingExtraError
 
 STORE = Path("mlruns", "mlflow.db")
+SCHEMES = ("models:/", "runs:/", "mlflow-artifacts:/")
+"""How the URI of a model in MLflow starts."""
 HOW = "pip install 'steerkit-estimator[tracking]'"
+MISSING = f"tracking needs MLflow, which is not installed; {HOW}."
 _ready: set[str] = set()
 _lock = threading.RLock()
 """Held by the thread that has MLflow's store, which is one of the whole process, set for its own purpose."""
 
 
-def check_installed() -> None:
-    """Raise `MissingExtraError` unless MLflow is installed."""
+def check_installed(*_: Any, **__: Any) -> None:
+    """Raise `MissingExtraError` unless MLflow is installed, whatever it is called with: it stands in for `autolog`."""
     if not is_installed():
-        raise MissingExtraError(f"tracking needs MLflow, which is not installed; {HOW}.")
+        raise MissingExtraError(MISSING)
 
 
 def is_installed() -> bool:
     """Return whether MLflow is installed."""
     return find_spec("mlflow") is not None
+
+
+def in_mlflow(uri: str | Path) -> bool:
+    """Return whether a name is the URI of a model in MLflow."""
+    return str(uri).startswith(SCHEMES)
 
 
 def load() -> Any:
