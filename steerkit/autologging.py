@@ -189,8 +189,8 @@ def _run(kind: str, *, params: Any = None, follows: Any = None, title: str | Non
         full = bool(here) and _is_full(tracked, here, kind, params)
         opened = active is None or full
         if opened:
-            place = {"nested": True} if active is not None else _inside(tracked, mine) if full else {}
-            named = {**place, "run_name": title if kind == "fit" or title is None else f"{title} {kind}"}
+            where: dict[str, Any] = {"nested": True} if active is not None else _inside(tracked, mine) if full else {}
+            named = {**where, "run_name": title if kind == "fit" or title is None else f"{title} {kind}"}
             goes_on = active is None and mine and not full
             here = tracked.start_run(**({"run_id": mine} if goes_on else named)).info.run_id
     status = "FAILED"

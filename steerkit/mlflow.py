@@ -79,6 +79,9 @@ def save_model(
 ) -> None:
     """Save a steered model as an MLflow model.
 
+    ``mlflow models serve`` takes JSON for it, with the parameters under ``params`` unless the body has ``messages`` or
+    ``prompt``; elsewhere MLflow drops them. It takes no CSV, as prompts may be texts or chats.
+
     Parameters
     ----------
     steered_model : SteeredModel or fitted SteeringEstimator
