@@ -145,6 +145,7 @@ def open_run(*, uri: str | None = None, name: str | None = None, title: str | No
     """Yield the mlflow module and the id of the active run, or of one that is opened now and closed at the end.
 
     With the ``name`` of an experiment a run is opened in any case, inside the active one if that is in the same store.
+    Other threads that log wait until the context ends: so wait for none of them inside.
     """
     with store(uri) as mlflow:
         active = mlflow.active_run()
