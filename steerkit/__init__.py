@@ -71,8 +71,10 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562), so that ``import steerkit`` stays instant."""
-    if name in ("autolog", "mlflow"):
-        import_module("steerkit.mlflow_store").check_installed()
+    if name in ("autolog", "mlflow") and not (stores := import_module("steerkit.mlflow_store")).is_installed():
+        if name == "mlflow":  # so that hasattr may ask
+            raise AttributeError(stores.MISSING)
+        return stores.check_installed  # to import it asks for nothing, to call it says what is missing
     if name in ("mlflow", "tracking"):  # `import steerkit` is enough to write steerkit.mlflow.log_model
         return import_module(f"steerkit.{name}")
     if name not in _HOMES:

@@ -60,7 +60,7 @@ def run(
         from steerkit.recipe import load_recipe, output_name
         from steerkit.report import answers_table, layers_table
 
-        console = Console()
+        console = Console(markup=False, emoji=False)  # the text is the user's: brackets and colons stay
         loaded = load_recipe(recipe, set_ or [])
         folder = output or Path("output") / output_name(loaded, set_ or [])
         done = run_recipe(loaded, output=folder, overwrite=overwrite, store=store, say=console.print)
@@ -141,7 +141,7 @@ def neighbourhood(
         from steerkit.recipe import load_recipe, output_name
         from steerkit.report import neighbourhood_table
 
-        console = Console()
+        console = Console(markup=False, emoji=False)  # the text is the user's: brackets and colons stay
         loaded = load_recipe(recipe, set_ or [])
         name = output_name(loaded, set_ or [])
         folder = output or Path("output") / f"{name}-neighbourhood"
@@ -155,17 +155,24 @@ def neighbourhood(
 
 @app.command()
 def card(
-    model: Annotated[Path, typer.Argument(help="Folder of a steered model, or of a run.")],
+    model: Annotated[str, typer.Argument(help="Folder of a steered model or of a run, or its URI in MLflow.")],
     html: Annotated[Path | None, typer.Option(help="Write the card as a page to this file instead.")] = None,
 ) -> None:
     """Print the reliability card of a steered model: what was measured on it, and what was not.
 
-    Example: `steerkit card output/expertise --html card.html`
+    Example: `steerkit card output/expertise --html card.html`, or `steerkit card models:/expert-tutor@champion`
     """
     with _errors():
         from steerkit.card import Card
+        from steerkit.mlflow_store import in_mlflow
 
-        found = Card.load(model / "steered" if (model / "steered").is_dir() else model)
+        if in_mlflow(model):
+            from steerkit.mlflow import load_card
+
+            found = load_card(model)
+        else:
+            folder = Path(model)
+            found = Card.load(folder / "steered" if (folder / "steered").is_dir() else folder)
         if html is None:
             typer.echo(found.to_markdown(), nl=False)
         else:

@@ -4,19 +4,22 @@ It has the functions of MLflow's own flavors: `save_model`, `log_model`, `load_m
 ``mlflow.pyfunc.load_model`` and ``mlflow models serve``.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import mlflow
+try:
+    import mlflow
+except ModuleNotFoundError as error:
+    from steerkit.exceptions import MissingExtraError
+    from steerkit.mlflow_store import MISSING
+
+    raise MissingExtraError(MISSING) from error
 from mlflow import pyfunc
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import MLMODEL_FILE_NAME
 from mlflow.models.utils import _save_example
 from mlflow.tracking._model_registry import DEFAULT_AWAIT_MAX_SLEEP_SECONDS
-from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
-from mlflow.types.schema import AnyType, Object, Property
 from mlflow.utils.environment import _validate_env_arguments
 from mlflow.utils.model_utils import (
     _add_code_from_conf_to_system_path,
@@ -26,18 +29,24 @@ from mlflow.utils.model_utils import (
 )
 
 import steerkit
+from steerkit.card import Card
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import InvalidInputError
 from steerkit.language_model import LanguageModel
 from steerkit.mlflow_files import (
+    FLAVOR_NAME,
     by_value,
+    emptied,
+    fetch,
     get_default_conda_env,
     get_default_pip_requirements,
+    read,
     save_environment,
     save_weights,
 )
-from steerkit.mlflow_requests import PROMPT, Served, check_requests, layer_vectors
-from steerkit.mlflow_store import check_store, chosen_store, store
+from steerkit.mlflow_requests import Served, check_requests, layer_vectors
+from steerkit.mlflow_signature import example_of, metadata_of, signature_of
+from steerkit.mlflow_store import store
 from steerkit.steered import SteeredModel
 from steerkit.vectors import SteeringVector, load_vectors, save_vectors
 
@@ -45,11 +54,11 @@ __all__ = [
     "FLAVOR_NAME",
     "get_default_conda_env",
     "get_default_pip_requirements",
+    "load_card",
     "load_model",
     "log_model",
     "save_model",
 ]
-FLAVOR_NAME = "steerkit"
 STEERED, WEIGHTS, LAYERS = "steered", "model", "layers"
 
 
@@ -70,6 +79,9 @@ def save_model(
 ) -> None:
     """Save a steered model as an MLflow model.
 
+    ``mlflow models serve`` takes JSON for it, with the parameters under ``params`` unless the body has ``messages`` or
+    ``prompt``; elsewhere MLflow drops them. It takes no CSV, as prompts may be texts or chats.
+
     Parameters
     ----------
     steered_model : SteeredModel or fitted SteeringEstimator
@@ -77,7 +89,8 @@ def save_model(
     path : str or Path
         A folder that is new or empty.
     conda_env, code_paths, mlflow_model, signature, input_example, pip_requirements, extra_pip_requirements, metadata
-        As in MLflow's own flavors. The default requirements are pinned to what is installed.
+        As in MLflow's own flavors. The default requirements are pinned to what is installed; what ``metadata`` says
+        comes before what is told of the model unasked, such as its ``base_model``.
     vectors : sequence of SteeringVector
         Directions at other layers, which a request may choose with the parameter ``layer``.
     save_pretrained : bool, optional
@@ -88,23 +101,35 @@ def save_model(
     Raises
     ------
     InvalidInputError
-        The model exists only in memory and is large, or ``save_pretrained`` is false.
+        The model exists only in memory and is large, or ``save_pretrained`` is false. Whatever fails, nothing is left
+        in the folder.
     """
     _validate_env_arguments(conda_env, pip_requirements, extra_pip_requirements)
     steered, vectors = _exported(steered_model, vectors)
     weighty = by_value(steered.model, save_pretrained)
-    folder = Path(path)
+    example, mine = example_of(steered) if input_example is None else input_example, signature_of(steered)
+    folder, existed = Path(path), Path(path).exists()
     _validate_and_prepare_target_save_path(str(folder))
-    code = _validate_and_copy_code_paths(code_paths, str(folder))
     mlflow_model = Model() if mlflow_model is None else mlflow_model
+    with emptied(folder, remove=not existed):
+        code = _validate_and_copy_code_paths(code_paths, str(folder))
+        _save_example(mlflow_model, example, str(folder))
+        mlflow_model.signature = mine if signature is None else signature
+        mlflow_model.metadata = {**metadata_of(steered), **(metadata or {})}
+        _write(mlflow_model, folder, steered, vectors, weighty=weighty, code=code)
+        save_environment(folder, conda_env, pip_requirements, extra_pip_requirements)
+
+
+def _write(
+    mlflow_model: Model, folder: Path, steered: SteeredModel, vectors: Sequence[SteeringVector], *, weighty: bool,
+    code: str | None,
+) -> None:  # fmt: skip
+    """Write the directions, the weights if they are asked for, and the file that says where they are."""
     named = save_weights(steered, folder / WEIGHTS) if weighty else steered
     named.save_pretrained(folder / STEERED)
     if vectors:
         (folder / LAYERS).mkdir()
         save_vectors(folder / LAYERS, vectors)
-    _save_example(mlflow_model, _example(steered) if input_example is None else input_example, str(folder))
-    mlflow_model.signature = _signature(steered) if signature is None else signature
-    mlflow_model.metadata = {**(metadata or {}), **_about(steered)}
     pyfunc.add_to_model(
         mlflow_model, loader_module="steerkit.mlflow", conda_env="conda.yaml", python_env="python_env.yaml", code=code
     )
@@ -115,7 +140,6 @@ def save_model(
     )  # fmt: skip
     mlflow_model.model_size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     mlflow_model.save(str(folder / MLMODEL_FILE_NAME))
-    save_environment(folder, conda_env, pip_requirements, extra_pip_requirements)
 
 
 def log_model(
@@ -175,35 +199,21 @@ def load_model(
     InvalidInputError
         There is no such model, or it is none of steerkit's.
     """
-    local = Path(model_uri).is_dir()
-    if not local:
-        check_store(chosen_store())
-    with nullcontext(mlflow) if local else store() as tracked:
-        try:
-            folder = tracked.artifacts.download_artifacts(artifact_uri=str(model_uri), dst_path=dst_path)
-            conf = _get_flavor_configuration(model_path=folder, flavor_name=FLAVOR_NAME)
-        except (tracked.exceptions.MlflowException, OSError) as error:
-            reason = " ".join(str(error).split())
-            raise InvalidInputError(
-                f"{model_uri} cannot be loaded from {tracked.get_tracking_uri()} as a steered model ({reason}); pass "
-                "the URI of a model that steerkit.mlflow.log_model wrote, and set MLFLOW_TRACKING_URI to its store."
-            ) from error
-        _add_code_from_conf_to_system_path(folder, conf)
-    return _load(Path(folder), conf, model)
+    folder, conf = fetch(model_uri, dst_path)
+    _add_code_from_conf_to_system_path(str(folder), conf)
+    return read(folder, conf, model)
 
 
-def _load(folder: Path, conf: Mapping[str, Any], model: str | LanguageModel | None = None) -> SteeredModel:
-    binary = conf.get("model_binary")
-    if model is None and binary:
-        settings = load_vectors(folder / conf["data"])[1]["model"]
-        model = LanguageModel(folder / binary, **{key: settings[key] for key in ("dtype", "chat", "blocks")})
-    return SteeredModel.from_pretrained(folder / conf["data"], model=model)
+def load_card(model_uri: str | Path) -> Card:
+    """Load the reliability card alone of a steered model, from where `load_model` would load that."""
+    folder, conf = fetch(model_uri)
+    return Card.load(folder / conf["data"])
 
 
 def _load_pyfunc(path: str) -> Served:
     """Load what answers the requests to a served model; called by MLflow."""
     conf = _get_flavor_configuration(model_path=path, flavor_name=FLAVOR_NAME)
-    steered = _load(Path(path), conf)
+    steered = read(Path(path), conf)
     check_requests(pyfunc.PyFuncModel, mlflow.exceptions.MlflowException)
     vectors = load_vectors(Path(path, conf["layers"]))[0] if conf.get("layers") else []
     return Served(steered, vectors)
@@ -216,43 +226,16 @@ def _this() -> Any:
 def _exported(
     model: SteeredModel | SteeringEstimator, vectors: Sequence[SteeringVector]
 ) -> tuple[SteeredModel, list[SteeringVector]]:
+    vectors = [vectors] if isinstance(vectors, SteeringVector) else list(vectors)
+    if wrong := [type(vector).__name__ for vector in vectors if not isinstance(vector, SteeringVector)]:
+        raise InvalidInputError(
+            f"vectors holds a {wrong[0]}, SteeringVector was expected; pass what SteeringEstimator.vector returns."
+        )
     if isinstance(model, SteeringEstimator):
-        return model.export(), list(vectors) or layer_vectors(model)
+        return model.export(), vectors or layer_vectors(model)
     if not isinstance(model, SteeredModel):
         raise InvalidInputError(
             f"steered_model is a {type(model).__name__}, a SteeredModel or a fitted SteeringEstimator was expected; "
             "pass what export returns."
         )
-    return model, list(vectors)
-
-
-def _signature(steered: SteeredModel) -> ModelSignature:
-    """Return the signature: prompts (text or chat messages) to answers, alpha and its like as parameters."""
-    alpha: Any = DataType.double
-    if isinstance(steered.alpha, dict):
-        names = [vector.classes[1] for vector in steered.vectors]
-        alpha = Object([Property(name, DataType.double, required=False) for name in names])
-    layer = steered.vectors[0].layer if len(steered.vectors) == 1 else None
-    params = [
-        ParamSpec("alpha", alpha, steered.alpha),
-        ParamSpec("max_new_tokens", DataType.long, None),
-        ParamSpec("temperature", DataType.double, None),
-        ParamSpec("layer", DataType.long, layer),
-    ]
-    prompts = Schema([ColSpec(AnyType(), PROMPT)])
-    return ModelSignature(inputs=prompts, outputs=Schema([ColSpec(DataType.string)]), params=ParamSchema(params))
-
-
-def _example(steered: SteeredModel) -> Any:
-    return ["What is a neutron star?"], {"alpha": steered.alpha, "max_new_tokens": 64}
-
-
-def _about(steered: SteeredModel) -> dict[str, Any]:
-    """Return what the registry shows of a model besides its signature."""
-    return {
-        "base_model": steered.model.name or type(steered.model.model).__name__,
-        "fingerprint": steered.model.fingerprint.to_dict(),
-        "layers": [vector.layer for vector in steered.vectors],
-        "classes": [list(vector.classes) for vector in steered.vectors],
-        "operation": steered.operation,
-    }
+    return model, vectors

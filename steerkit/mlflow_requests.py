@@ -1,6 +1,7 @@
 """Requests to a served steered model: prompts in any of MLflow's shapes, parameters checked, answered one at a time."""
 
 import math
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from numbers import Integral, Real
@@ -9,14 +10,13 @@ from typing import Any
 import pandas as pd
 
 from steerkit.estimator import SteeringEstimator
-from steerkit.exceptions import ContrastSetError, InvalidInputError, LayerError, PromptError, SteerkitError
-from steerkit.prompts import is_conversation
+from steerkit.exceptions import ContrastSetError, InvalidInputError, LayerError, SteerkitError
+from steerkit.mlflow_prompts import PARAMS, PROMPT, prompts_of
 from steerkit.steered import SteeredModel
 from steerkit.vectors import SteeringVector
 
-PROMPT = "prompt"
-COLUMNS = (PROMPT, "messages", "inputs", "input")
-"""Names under which prompts may come, in a column or a key; the last ones are those of OpenAI's bodies."""
+COLDEST = 1e-9
+"""The smallest temperature, by which the scores of words are divided."""
 
 
 class Served:
@@ -31,13 +31,15 @@ class Served:
 
     def __init__(self, steered: SteeredModel, vectors: Sequence[SteeringVector] = ()) -> None:
         self.steered = steered
-        self._at_layer = {
-            vector.layer: SteeredModel(steered.model, vector, alpha=steered.alpha, operation=steered.operation)
-            for vector in vectors
-            if not isinstance(steered.alpha, dict)
-        }
+        self._at_layer: dict[int, SteeredModel] = {}
         if len(steered.vectors) == 1:
-            self._at_layer[steered.vectors[0].layer] = steered
+            alpha = single(steered.alpha)
+            self._at_layer = {
+                vector.layer: SteeredModel(
+                    steered.model, vector, alpha={} if alpha is None else alpha, operation=steered.operation
+                )
+                for vector in vectors
+            } | {steered.vectors[0].layer: steered}
 
     def get_raw_model(self) -> SteeredModel:
         """Return the steered model itself, as MLflow's ``unwrap`` functions expect."""
@@ -53,14 +55,21 @@ class Served:
     def options(self, params: object) -> dict[str, Any]:
         """Return the parameters of a request, or raise `InvalidInputError` if this model has none of the name or value.
 
-        Where several directions are steered, one alpha is meant for each.
+        Where several directions are steered, one alpha is meant for each; where one is, the dict of its name is a
+        number.
         """
         options = check_params(params)
         self._layer(options.get("layer"))
         if "alpha" in options:
-            self.steered._alphas(options["alpha"], 1)
-            if isinstance(self.steered.alpha, dict) and not isinstance(options["alpha"], dict):
-                options["alpha"] = {vector.classes[1]: options["alpha"] for vector in self.steered.vectors}
+            alpha = options["alpha"]
+            self.steered._alphas(alpha, 1)
+            if len(self.steered.vectors) > 1 and not isinstance(alpha, dict):
+                options["alpha"] = {vector.classes[1]: alpha for vector in self.steered.vectors}
+            elif len(self.steered.vectors) == 1 and (number := single(alpha)) is None:
+                name = self.steered.vectors[0].classes[1]
+                raise InvalidInputError(f"alpha={{}} names no strength; pass a number, or {{{name!r}: 0.07}}.")
+            elif len(self.steered.vectors) == 1:
+                options["alpha"] = number
         return options
 
     def _layer(self, layer: int | None) -> SteeredModel:
@@ -70,6 +79,11 @@ class Served:
             known = ", ".join(map(str, sorted(self._at_layer))) or "none: it has several directions"
             raise LayerError(f"layer={layer!r} has no direction in this model; pass one of its layers ({known}).")
         return self._at_layer[layer]
+
+
+def single(alpha: Any) -> float | None:
+    """Return the strength of a single direction as a number; None for a dict that leaves it out."""
+    return next(iter(alpha.values()), None) if isinstance(alpha, dict) else alpha
 
 
 def check_params(params: object) -> dict[str, Any]:
@@ -88,11 +102,16 @@ def check_params(params: object) -> dict[str, Any]:
 
 
 def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else float(value)
+    except OverflowError:  # a whole number that no float holds
+        number = math.inf
+    if not math.isfinite(number):
         raise InvalidInputError(
-            f"{name}={value!r} is a {type(value).__name__}, a finite number was expected; pass one such as 0.07."
+            f"{name}={reprlib.repr(value)} is a {type(value).__name__}, a finite number was expected; pass one such "
+            "as 0.07."
         )
-    return float(value)
+    return number
 
 
 def _strength(name: str, value: Any) -> Any:
@@ -104,6 +123,10 @@ def _strength(name: str, value: Any) -> Any:
 def _temperature(name: str, value: Any) -> float:
     if (number := _number(name, value)) < 0:
         raise InvalidInputError(f"{name}={value!r} is below 0; pass 0 for the likeliest answer, or more to sample.")
+    if 0 < number < COLDEST:
+        raise InvalidInputError(
+            f"{name}={value!r} is too small to divide by; pass 0 for the likeliest answer, or at least {COLDEST:g}."
+        )
     return number
 
 
@@ -115,61 +138,7 @@ def _whole(name: str, value: Any) -> int:
     return int(value)
 
 
-CHECKS: dict[str, Callable[[str, Any], Any]] = {
-    "alpha": _strength,
-    "max_new_tokens": _whole,
-    "temperature": _temperature,
-    "layer": _whole,
-}
-
-
-def prompts_of(data: Any) -> list[Any]:
-    """Return the prompts of a request: one or many, texts or conversations, in a list, an array, a table or a body.
-
-    Raises
-    ------
-    PromptError
-        It is none of these.
-    """
-    data = _plain(data)
-    if isinstance(data, str) or (is_conversation(data) and all("role" in message for message in data)):
-        return [data]
-    if isinstance(data, pd.DataFrame):
-        column = next((name for name in COLUMNS if name in data), data.columns[0] if data.shape[1] == 1 else None)
-        if column is None:
-            raise PromptError(
-                f"the table has the columns {', '.join(map(repr, data.columns))}, 'prompt' was expected; name the "
-                "column of the prompts so."
-            )
-        return prompts_of(data[column].tolist()) if len(data) else []
-    if isinstance(data, Mapping):
-        return _of_body(data)
-    if not isinstance(data, list | tuple):
-        raise PromptError(f"the input is a {type(data).__name__}; pass text, chat messages, or a list of either.")
-    records = bool(data) and all(isinstance(record, Mapping) for record in data)
-    return [prompt for record in data for prompt in _of_body(record)] if records else list(data)
-
-
-def _plain(data: Any) -> Any:
-    """Return Python's own values: MLflow makes arrays of the lists, and even of the words, of a JSON body."""
-    if isinstance(data, list | tuple):
-        return [_plain(item) for item in data]
-    if isinstance(data, Mapping):
-        return {key: _plain(value) for key, value in data.items()}
-    return _plain(data.tolist()) if hasattr(data, "tolist") else data
-
-
-def _of_body(body: Mapping[str, Any]) -> list[Any]:
-    """Return the prompts of a JSON object."""
-    names = [name for name in COLUMNS if name in body]
-    if unknown := [name for name in body if name not in COLUMNS]:
-        raise PromptError(
-            f"{', '.join(map(repr, unknown))} is neither a prompt nor a parameter; pass 'prompt' or 'messages', and "
-            f"some of {', '.join(CHECKS)}."
-        )
-    if len(names) != 1:
-        raise PromptError(f"the input has {len(names)} of the keys {', '.join(COLUMNS)}; pass one of them.")
-    return prompts_of(body[names[0]])
+CHECKS: dict[str, Callable[[str, Any], Any]] = dict(zip(PARAMS, (_strength, _whole, _temperature, _whole), strict=True))
 
 
 def layer_vectors(estimator: SteeringEstimator) -> list[SteeringVector]:

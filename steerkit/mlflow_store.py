@@ -2,10 +2,12 @@
 
 import logging
 import os
+import sqlite3
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,19 +16,29 @@ from typing import Any
 from steerkit.exceptions import InvalidInputError, MissingExtraError
 
 STORE = Path("mlruns", "mlflow.db")
+SCHEMES = ("models:/", "runs:/", "mlflow-artifacts:/")
+"""How the URI of a model in MLflow starts."""
 HOW = "pip install 'steerkit-estimator[tracking]'"
-_ready: set[Path] = set()
+MISSING = f"tracking needs MLflow, which is not installed; {HOW}."
+_ready: set[str] = set()
+_lock = threading.RLock()
+"""Held by the thread that has MLflow's store, which is one of the whole process, set for its own purpose."""
 
 
-def check_installed() -> None:
-    """Raise `MissingExtraError` unless MLflow is installed."""
+def check_installed(*_: Any, **__: Any) -> None:
+    """Raise `MissingExtraError` unless MLflow is installed, whatever it is called with: it stands in for `autolog`."""
     if not is_installed():
-        raise MissingExtraError(f"tracking needs MLflow, which is not installed; {HOW}.")
+        raise MissingExtraError(MISSING)
 
 
 def is_installed() -> bool:
     """Return whether MLflow is installed."""
     return find_spec("mlflow") is not None
+
+
+def in_mlflow(uri: str | Path) -> bool:
+    """Return whether a name is the URI of a model in MLflow."""
+    return str(uri).startswith(SCHEMES)
 
 
 def load() -> Any:
@@ -54,33 +66,46 @@ def chosen_store(uri: str | None = None) -> str:
 
 @contextmanager
 def store(uri: str | None = None) -> Iterator[Any]:
-    """Yield the mlflow module while it uses `chosen_store`; what it says and warns meanwhile is its own business."""
+    """Yield the mlflow module while it uses `chosen_store`; what it says and warns meanwhile is its own business.
+
+    The store, the levels of the loggers and the filters of the warnings are those of the whole process; so one thread
+    at a time is inside, and each finds them, and leaves them, as they were.
+    """
     mlflow = load()
-    before = os.environ.get("MLFLOW_TRACKING_URI")
     quiet = [logging.getLogger(name) for name in ("mlflow", "alembic")]
-    levels = [logger.level for logger in quiet]
-    chosen = chosen_store(uri)
-    for logger in quiet:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            make_ready(chosen)
-            mlflow.set_tracking_uri(chosen)
-            yield mlflow
-    finally:
-        mlflow.set_tracking_uri(before)
-        for logger, level in zip(quiet, levels, strict=True):
-            logger.setLevel(level)
+    with _lock:
+        before = os.environ.get("MLFLOW_TRACKING_URI")
+        levels = [logger.level for logger in quiet]
+        chosen = chosen_store(uri)
+        for logger in quiet:
+            logger.setLevel(logging.ERROR)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                make_ready(chosen)
+                mlflow.set_tracking_uri(chosen)
+                yield mlflow
+        finally:
+            mlflow.set_tracking_uri(before)
+            for logger, level in zip(quiet, levels, strict=True):
+                logger.setLevel(level)
 
 
 def make_ready(uri: str) -> None:
-    """Make the tables of a local database, one process at a time: two that make them at once break each other."""
-    path = Path(uri.removeprefix("sqlite:///")).absolute()
-    if path in _ready or not uri.startswith("sqlite:///") or "?" in uri:  # what has options is its maker's business
+    """Make the tables of a local database, one process at a time: two that make them at once break each other.
+
+    Raises
+    ------
+    InvalidInputError
+        It cannot be written, or what is there is no database: MLflow would try for minutes, and say nothing.
+    """
+    if uri in _ready or not uri.startswith("sqlite:///") or "?" in uri:  # what has options is its maker's business
         return
     from filelock import FileLock
 
+    path = Path(uri.removeprefix("sqlite:///")).absolute()
+    if path.exists():
+        _check_database(path, uri)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
@@ -90,7 +115,17 @@ def make_ready(uri: str) -> None:
             raise InvalidInputError(
                 f"{uri} cannot be written ({error.strerror or error}); pass another store, or set MLFLOW_TRACKING_URI."
             ) from error
-    _ready.add(path)
+    _ready.add(uri)
+
+
+def _check_database(path: Path, uri: str) -> None:
+    try:
+        with closing(sqlite3.connect(path, timeout=60)) as database:
+            database.execute("PRAGMA schema_version")
+    except sqlite3.Error as error:
+        raise InvalidInputError(
+            f"{uri} cannot be opened as a database ({error}); pass another store, or set MLFLOW_TRACKING_URI."
+        ) from error
 
 
 def check_store(uri: str) -> None:
@@ -118,16 +153,48 @@ def experiment(mlflow: Any, name: str) -> str:
         raise
 
 
+class _Pauses(threading.local):
+    """What MLflow reads as "autologging is off for everybody", here true for the threads that paused it only.
+
+    Two fits in threads would otherwise each restore what the other had set. The threads that joblib starts for a
+    search are known by their depth in it.
+    """
+
+    depth = 0
+    searches = 0
+    """Under way in any thread: a number of the class, not of the thread."""
+
+    def __bool__(self) -> bool:
+        return self.depth > 0 or (_Pauses.searches > 0 and joblib_depth() > 0)
+
+
+_pauses = _Pauses()
+
+
+def joblib_depth() -> int:
+    """Return how many of joblib's parallel calls the thread is inside."""
+    joblib: Any = sys.modules.get("joblib.parallel")
+    return 0 if joblib is None else int(joblib.get_active_backend()[0].nesting_level or 0)
+
+
 @contextmanager
-def autologging_paused() -> Iterator[None]:
-    """Let no autologging of MLflow log what is done inside, be it ours or that of scikit-learn."""
+def autologging_paused(*, search: bool = False) -> Iterator[None]:
+    """Let no autologging of MLflow log what this thread does inside, be it ours or that of scikit-learn.
+
+    Of a ``search``, that includes the threads that joblib starts for it.
+    """
     if "mlflow" not in sys.modules:  # then nothing is logged unasked
         yield
         return
     utils: Any = import_module("mlflow.utils.autologging_utils")
-    before = utils._AUTOLOGGING_GLOBALLY_DISABLED
-    utils._AUTOLOGGING_GLOBALLY_DISABLED = True
+    with _lock:
+        if not utils._AUTOLOGGING_GLOBALLY_DISABLED:
+            utils._AUTOLOGGING_GLOBALLY_DISABLED = _pauses
+        _Pauses.searches += search
+    _pauses.depth += 1
     try:
         yield
     finally:
-        utils._AUTOLOGGING_GLOBALLY_DISABLED = before
+        _pauses.depth -= 1
+        with _lock:
+            _Pauses.searches -= search

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Self, cast, overload
 
@@ -13,20 +14,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-import steerkit
 from steerkit.batching import batches
 from steerkit.card import JSON, Card
 from steerkit.exceptions import CorruptFileError, InvalidInputError, NonFiniteError, PromptError
 from steerkit.hooks import Edit, edit
 from steerkit.language_model import LanguageModel
+from steerkit.mlflow_store import in_mlflow
 from steerkit.operations import OPERATIONS
 from steerkit.prompts import Prompt, check_prompts, is_conversation
 from steerkit.vectors import CONFIG, SteeringVector, load_vectors, new_folder, save_vectors
 
 Alpha = float | Sequence[float] | NDArray[Any] | Mapping[str, Any]
 TOKENS_PER_BATCH = 16384
-MLFLOW = ("models:/", "runs:/", "mlflow-artifacts:/")
-"""How the URI of a model in MLflow starts."""
+MLMODEL = "MLmodel"
+"""The file by which a folder is known as one that `steerkit.mlflow.save_model` wrote."""
 
 
 class SteeredModel:
@@ -194,17 +195,19 @@ class SteeredModel:
 
     @classmethod
     def from_pretrained(cls, path: str | Path, *, model: str | LanguageModel | None = None) -> Self:
-        """Load what `save_pretrained` wrote, or, by its URI such as ``models:/tutor@champion``, a model in MLflow.
+        """Load what `save_pretrained` or MLflow wrote: from a folder, or by a URI such as ``models:/tutor@champion``.
 
         ``model`` says where the weights are now, if they moved, or how to load them, if that takes more than the
         revision, dtype, chat and blocks, which are saved.
         """
-        if str(path).startswith(MLFLOW):
-            return cast("Self", steerkit.mlflow.load_model(path, model=model))  # imported now: it is floors above
+        if in_mlflow(path) or Path(path, MLMODEL).is_file():  # imported now: it is floors above
+            return cast("Self", import_module("steerkit.mlflow").load_model(path, model=model))
         vectors, settings = load_vectors(path)
         try:
             if model is None:
-                model = LanguageModel(settings["model"].pop("name"), **_keyed(settings["model"]))
+                name = settings["model"].pop("name")
+                beside = name.startswith("../") and Path(path, name).is_dir()  # as in a model saved by value
+                model = LanguageModel(Path(path, name) if beside else name, **_keyed(settings["model"]))
             card = _card(path)
             return cls(model, vectors, alpha=_strength(settings["alpha"]), operation=settings["operation"], card=card)
         except (KeyError, TypeError, AttributeError) as error:

@@ -15,6 +15,7 @@ import hypothesis
 import pytest
 import torch
 
+import steerkit
 from steerkit.calibration import calibrate
 from steerkit.estimator import SteeringEstimator
 from steerkit.language_model import LanguageModel
@@ -95,3 +96,16 @@ def mlflow(store_uri: str, request: pytest.FixtureRequest, monkeypatch: pytest.M
         mlflow.end_run()
     mlflow.tracking.fluent._active_experiment_id = None
     mlflow.set_tracking_uri(None)
+
+
+@pytest.fixture
+def autolog(mlflow: Any) -> Iterator[Any]:
+    """`steerkit.autolog`, which is off again after the test."""
+    yield steerkit.autolog
+    steerkit.autolog(disable=True)
+
+
+@pytest.fixture
+def estimator(fitted: SteeringEstimator) -> SteeringEstimator:
+    """One that is not fitted yet, on the same tiny model."""
+    return SteeringEstimator(LanguageModel.of(fitted.model), learner="mean-diff", cv=3)

@@ -1,14 +1,12 @@
 """`steerkit.autolog`: everything once, nothing lost, nothing left behind."""
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sklearn.model_selection import GridSearchCV
 
-import steerkit
 from steerkit import calibrate, sweep  # imported before autologging is on, as most scripts do
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import ContrastSetError, NothingSteersError
@@ -18,18 +16,6 @@ from tests.models import LABELS, TEXTS, planted_sweep
 from tests.servers import MLFLOW_WARNS
 
 pytestmark = MLFLOW_WARNS
-
-
-@pytest.fixture
-def autolog(mlflow: Any) -> Iterator[Any]:
-    yield steerkit.autolog
-    steerkit.autolog(disable=True)
-
-
-@pytest.fixture
-def estimator(fitted: SteeringEstimator) -> SteeringEstimator:
-    """One that is not fitted yet, on the same tiny model."""
-    return SteeringEstimator(LanguageModel.of(fitted.model), learner="mean-diff", cv=3)
 
 
 def runs(mlflow: Any, **wanted: Any) -> list[Any]:
@@ -76,7 +62,10 @@ def test_a_sweep_and_its_calibration_go_on_with_the_run_of_the_fit(
     assert [run.info.status for run in runs(mlflow)] == ["FINISHED"]  # a refusal is a result
 
     sweep(estimator, TEXTS[:2], reader=reader, layers=[1], alphas=[1.0], max_new_tokens=6)
-    assert len(runs(mlflow)) == 2  # the second sweep of one estimator has a run of its own
+    _, second = runs(mlflow)  # the second sweep of one estimator has a run of its own, inside that of the fit
+    assert second.info.run_name == "LlamaForCausalLM mean-diff sweep"
+    assert second.data.tags["mlflow.parentRunId"] == run.info.run_id
+    assert mlflow.active_run() is None
 
 
 def test_a_calibration_is_logged_even_of_a_loaded_sweep(mlflow: Any, autolog: Any) -> None:
@@ -122,39 +111,6 @@ def test_an_active_run_is_used_and_a_second_fit_is_a_run_inside_it(
     assert [run.data.params for run in runs(mlflow)][2:] == [{}]
 
 
-def test_a_search_is_one_run_with_one_inside_for_each_candidate(
-    mlflow: Any, autolog: Any, estimator: SteeringEstimator
-) -> None:
-    autolog(log_models=False)
-    candidates = {"learner": ["mean-diff", "pca"], "layer": [1, 2]}
-    search = GridSearchCV(estimator, candidates, cv=2).fit(TEXTS, LABELS)
-    found = runs(mlflow)
-    (outer,) = (run for run in found if "mlflow.parentRunId" not in run.data.tags)
-    assert outer.data.metrics["best_cv_score"] == search.best_score_
-    assert outer.data.params["learner"] == search.best_params_["learner"]
-    assert "probe_accuracy" in outer.data.metrics
-    inner = [run for run in found if run.data.tags.get("mlflow.parentRunId") == outer.info.run_id]
-    scores = {(run.data.params["layer"], run.data.params["learner"]): run.data.metrics for run in inner}
-    expected = zip(search.cv_results_["params"], search.cv_results_["mean_test_score"], strict=True)
-    found_scores = {key: metrics["mean_test_score"] for key, metrics in scores.items()}
-    assert found_scores == {(str(p["layer"]), p["learner"]): score for p, score in expected}
-
-
-def test_a_search_that_scikit_learn_s_autologging_logs_is_left_to_it(
-    mlflow: Any, autolog: Any, estimator: SteeringEstimator
-) -> None:
-    autolog(log_models=False)
-    mlflow.sklearn.autolog(log_models=False, log_datasets=False)
-    try:
-        GridSearchCV(estimator, {"layer": [1, 2]}, cv=2).fit(TEXTS, LABELS)
-        estimator.fit(TEXTS, LABELS)
-    finally:
-        mlflow.sklearn.autolog(disable=True)
-    by = [run.data.tags.get("mlflow.autologging") for run in runs(mlflow) if "mlflow.parentRunId" not in run.data.tags]
-    assert by == ["sklearn", "steerkit"]
-    assert sum("probe_accuracy" in run.data.metrics for run in runs(mlflow)) == 1
-
-
 def test_a_failing_fit_raises_as_ever_and_its_run_says_so(
     mlflow: Any, autolog: Any, estimator: SteeringEstimator
 ) -> None:
@@ -182,6 +138,30 @@ def test_a_store_that_cannot_be_written_costs_a_warning_and_no_fit(
     assert mlflow.active_run() is None
 
 
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_what_is_no_database_is_said_at_once(
+    mlflow: Any,
+    autolog: Any,
+    estimator: SteeringEstimator,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    kind: str,
+) -> None:  # fmt: skip
+    place = tmp_path / "mlflow.db"
+    if kind == "file":
+        place.write_text("no database " * 500)
+    else:
+        place.mkdir()
+    autolog()
+    mlflow.set_tracking_uri(f"sqlite:///{place}")
+    estimator.fit(TEXTS, LABELS)
+    (line,) = warned(capfd)
+    why = {"file": "file is not a database", "folder": "unable to open database file"}[kind]
+    assert line.endswith(
+        f"sqlite:///{place} cannot be opened as a database ({why}); pass another store, or set MLFLOW_TRACKING_URI."
+    )
+
+
 def test_a_read_only_store_costs_a_warning_and_no_fit(
     mlflow: Any, autolog: Any, estimator: SteeringEstimator, store_uri: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,7 +185,8 @@ def test_a_part_that_cannot_be_logged_costs_that_part_only(
         mlflow.log_param("preservation", "a thing of the user's")
         found = calibrate(planted_sweep(), preservation=0.8)
     (line,) = warned(capfd)
-    assert "steerkit could not log all of this run (MlflowException: Changing param values is not allowed" in line
+    said = "steerkit could not log the calibration of this run (MlflowException: Changing param values is not allowed"
+    assert said in line
     assert mlflow.get_run(run.info.run_id).info.status == "FINISHED"
     assert found.layer == 2
 
