@@ -12,7 +12,7 @@ from measure import interleaved, one_thread, ratio, show
 
 from steerkit import LanguageModel, SteeringEstimator
 
-TOKENS = 48
+TOKENS = 24
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
                 max_new_tokens=TOKENS, min_new_tokens=TOKENS,
             )  # fmt: skip
             ways = {"steered": partial(answer, alpha=0.2), "unsteered": bare}
-            times = interleaved(ways, repetitions=15)
+            times = interleaved(ways, repetitions=11)
             show(
                 f"C {name} model, batch {size}, steered / unsteered", ratio(times, "steered", "unsteered"), most,
                 at_least=False,

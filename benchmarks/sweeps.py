@@ -78,6 +78,17 @@ def together(model: LanguageModel, rows: Rows) -> list[str]:
     return [texts[first[key]] for key in keys]
 
 
+def measure(name: str, model: LanguageModel, rows: Rows) -> dict[str, list[float]]:
+    """Time both ways; the loop on every ninth cell, of which each takes equally long."""
+    some = rows[::9]
+    differ = sum(a != b for a, b in zip(loop(model, some), together(model, rows)[::9], strict=True))
+    print(f"{name}, float32: {differ} of {len(some)} answers differ")
+    times = interleaved({"loop": partial(loop, model, some), "steerkit": partial(together, model, rows)}, repetitions=3)
+    times["loop"] = [seconds * len(rows) / len(some) for seconds in times["loop"]]
+    print(f"{name}, the article's loop / steerkit: {ratio(times, 'loop', 'steerkit'):.1f} x")
+    return times
+
+
 def main() -> None:
     """Print what was measured."""
     one_thread()
@@ -90,18 +101,10 @@ def main() -> None:
         raise SystemExit("the batch gives other answers than the loop")
     tutor = LanguageModel("builtin:tutor")
     rows = grid(tutor, train.data, train.target, [3, 4, 6, 8])
-    differ = sum(a != b for a, b in zip(loop(tutor, rows), together(tutor, rows), strict=True))
-    print(f"built-in model, float32: {differ} of {len(rows)} answers differ")
-    times = interleaved({"loop": partial(loop, tutor, rows), "steerkit": partial(together, tutor, rows)}, repetitions=3)
-    print(f"built-in model, the article's loop / steerkit: {ratio(times, 'loop', 'steerkit'):.1f} x")
+    measure("built-in model", tutor, rows)
     model, (texts, labels) = language_model(), contrast()
     rows = grid(model, texts[::6], labels[::6], [4, 7, 10, 13])
-    differ = sum(a != b for a, b in zip(loop(model, rows[::6]), together(model, rows[::6]), strict=True))
-    print(f"Gemma-3-shaped model, float32: {differ} of {len(rows[::6])} answers differ")
-    some = rows[::6]  # the loop is timed on a sixth of the cells, evenly drawn, of which each takes as long
-    ways = {"loop": partial(loop, model, some), "steerkit": partial(together, model, rows)}
-    times = interleaved(ways, repetitions=3)
-    times["loop"] = [seconds * len(rows) / len(some) for seconds in times["loop"]]
+    times = measure("Gemma-3-shaped model", model, rows)
     weights = sum(p.numel() for p in model.model.parameters())
     share = 2 * weights * TOKENS * (len(rows) - 32 - 3) / min(times["steerkit"]) / gemm_rate()
     print(f"decoding alone comes to {share:.0%} of the rate of a large matrix product, measured in the same run")

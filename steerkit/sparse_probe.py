@@ -20,8 +20,8 @@ from steerkit.checks import check_count, check_positive
 from steerkit.exceptions import InvalidInputError
 from steerkit.lightning_training import train
 
-SWEEPS = 20
-"""Most rounds of coordinate descent within one Newton step."""
+ROUNDS, GUESSES = 4, 6
+"""Most rounds within one Newton step, and guesses at the signs in each."""
 
 
 class SparseProbe(BinaryClassifier):
@@ -115,7 +115,8 @@ class SparseProbe(BinaryClassifier):
             "violation", stopping_threshold=self.tol, patience=self.max_iter, check_finite=False,
             check_on_train_epoch_end=True,
         )  # fmt: skip
-        batch = torch.tensor(X), torch.from_numpy(sides).double()
+        features = torch.from_numpy(np.array(X.swapaxes(1, 2), order="C"))  # those of a working set are copied often
+        batch = features, torch.from_numpy(sides).double()
         loader: DataLoader[Any] = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]  # a list is all a loader needs
         trainer = train(
             module, loader, max_epochs=self.max_iter, callbacks=[stop],
@@ -148,6 +149,7 @@ class _Newton(LightningModule):
     units: Tensor
     allowed: Tensor
     refitted: Tensor
+    margins: Tensor
 
     def __init__(self, n_problems: int, n_features: int, penalty: float, k: int | None) -> None:
         super().__init__()
@@ -170,29 +172,30 @@ class _Newton(LightningModule):
         X, sides = batch
         if self.k and not self.history:
             centred = sides - sides.mean()
-            self.penalties = 0.8 * torch.einsum("bnd,n->bd", X, centred).abs().amax(dim=1) / len(sides)
+            self.penalties = 0.8 * (X @ centred).abs().amax(dim=1) / len(sides)
             self.units = self.penalties
-        slopes, curvatures = self._derivatives(X, sides)
-        gradients = torch.einsum("bnd,bn->bd", X, slopes).masked_fill(~self.allowed, 0.0)
+        if not self.history:
+            self.margins = self._margins(X)
+        chances = torch.sigmoid(self.margins)
+        slopes, curvatures = (chances - sides) / len(sides), (chances * (1 - chances)).clamp(min=1e-9) / len(sides)
+        gradients = (X @ slopes[..., None])[..., 0].masked_fill(~self.allowed, 0.0)
         gradients += self.ridges[:, None] * self.weights
         violations = self._violations(gradients, slopes)
         if self.k:
             violations = self._weaken(gradients, violations)
+            self.margins = self._margins(X)
         self.log("violation", violations.max())
         places = self._working_set(gradients)
-        step, intercept_step = self._quadratic(X, places, gradients, slopes, curvatures)
-        self._search(X, sides, torch.zeros_like(self.weights).scatter(1, places, step), intercept_step)
+        chosen = X[torch.arange(len(X), device=X.device)[:, None], places]
+        step, intercept_step = self._quadratic(chosen, places, gradients, slopes, curvatures)
+        moved = (step[:, None] @ chosen)[:, 0] + intercept_step[:, None]
+        step = torch.zeros_like(self.weights).scatter(1, places, step)
+        self._search(sides, step, intercept_step, moved)
 
-    def _derivatives(self, X: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
-        probabilities = torch.sigmoid(self._margins(X, self.weights, self.intercepts))
-        return (probabilities - sides) / len(sides), (probabilities * (1 - probabilities)).clamp(min=1e-9) / len(sides)
+    def _margins(self, X: Tensor) -> Tensor:
+        return (self.weights[:, None] @ X)[:, 0] + self.intercepts[:, None]
 
-    @staticmethod
-    def _margins(X: Tensor, weights: Tensor, intercepts: Tensor) -> Tensor:
-        return torch.einsum("bnd,bd->bn", X, weights) + intercepts[:, None]
-
-    def _objective(self, X: Tensor, sides: Tensor, weights: Tensor, intercepts: Tensor) -> Tensor:
-        margins = self._margins(X, weights, intercepts)
+    def _objective(self, margins: Tensor, sides: Tensor, weights: Tensor) -> Tensor:
         losses = (softplus(margins) - sides * margins).mean(dim=1)
         return losses + self.penalties * weights.abs().sum(dim=1) + self.ridges / 2 * (weights**2).sum(dim=1)
 
@@ -229,46 +232,99 @@ class _Newton(LightningModule):
         return wanted.masked_fill(used, torch.inf).topk(int(size.clamp(1, used.shape[1])), dim=1).indices
 
     def _quadratic(
-        self, X: Tensor, places: Tensor, gradients: Tensor, slopes: Tensor, curvatures: Tensor
+        self, chosen: Tensor, places: Tensor, gradients: Tensor, slopes: Tensor, curvatures: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Solve the quadratic model on the working set by coordinate descent, the intercept eliminated."""
-        chosen = X.gather(2, places[:, None].expand(-1, X.shape[1], -1))
-        weighted = chosen * curvatures[:, :, None]
-        across, total = weighted.sum(dim=1), curvatures.sum(dim=1, keepdim=True)
-        hessian = chosen.mT @ weighted - across[:, :, None] * across[:, None] / total[:, :, None]
+        """Solve the quadratic model on the ``chosen`` features, those at ``places``; the intercept is eliminated."""
+        weighted = chosen * curvatures[:, None]
+        across, total = weighted.sum(dim=2), curvatures.sum(dim=1, keepdim=True)
+        hessian = weighted @ chosen.mT - across[:, :, None] * across[:, None] / total[:, :, None]
         slope = slopes.sum(dim=1, keepdim=True)
         gradient = gradients.gather(1, places) - across * slope / total
         start = self.weights.gather(1, places)
         hessian.diagonal(dim1=1, dim2=2).add_(self.ridges[:, None])
-        diagonal = hessian.diagonal(dim1=1, dim2=2).clamp(min=1e-12)
-        permitted = self.allowed.gather(1, places)
-        weights, thresholds = start.clone(), self.penalties[:, None] / diagonal
-        for _ in range(SWEEPS):
-            largest = torch.zeros(())
-            for j in range(places.shape[1]):
-                proposal = weights[:, j] - gradient[:, j] / diagonal[:, j]
-                new = proposal.sign() * (proposal.abs() - thresholds[:, j]).clamp(min=0) * permitted[:, j]
-                change = new - weights[:, j]
-                gradient += hessian[:, :, j] * change[:, None]
-                weights[:, j] = new
-                largest = torch.maximum(largest, (change * diagonal[:, j]).abs().max())
-            if largest < 1e-4 * self.units.min():
-                break
-        step = weights - start
+        model = _Lasso(hessian, gradient, start, self.penalties[:, None], self.allowed.gather(1, places))
+        step = model.solve() - start
         return step, (-(slope + (across * step).sum(dim=1, keepdim=True)) / total)[:, 0]
 
-    def _search(self, X: Tensor, sides: Tensor, step: Tensor, intercept_step: Tensor) -> None:
-        """Halve the step of each problem until its objective falls."""
-        before = self._objective(X, sides, self.weights, self.intercepts)
+    def _search(self, sides: Tensor, step: Tensor, intercept_step: Tensor, moved: Tensor) -> None:
+        """Halve the step of each problem, which moves its margins by ``moved``, until its objective falls."""
+        before = self._objective(self.margins, sides, self.weights)
         length = torch.ones_like(before)
         for _ in range(30):
             weights = self.weights + length[:, None] * step
-            intercepts = self.intercepts + length * intercept_step
-            after = self._objective(X, sides, weights, intercepts)
+            margins = self.margins + length[:, None] * moved
+            after = self._objective(margins, sides, weights)
             worse = after > before + 1e-14
             if not worse.any():
                 break
             length = torch.where(worse, length / 2, length)
         self.weights = torch.where(worse[:, None], self.weights, weights)
-        self.intercepts = torch.where(worse, self.intercepts, intercepts)
+        self.margins = torch.where(worse[:, None], self.margins, margins)
+        self.intercepts = torch.where(worse, self.intercepts, self.intercepts + length * intercept_step)
         self.history.append(torch.where(worse, before, after).cpu())
+
+
+class _Lasso:
+    """Minimise ``gradient @ (w - start) + (w - start) @ hessian @ (w - start) / 2 + penalty * |w|_1``, many at once.
+
+    All are ``(n_problems, n_features)``, the Hessian has one more axis; only ``permitted`` weights are other than zero.
+    """
+
+    def __init__(self, hessian: Tensor, gradient: Tensor, start: Tensor, penalty: Tensor, permitted: Tensor) -> None:
+        self.hessian, self.start, self.penalty, self.permitted = hessian, start, penalty, permitted
+        self.target = (hessian @ start[..., None])[..., 0] - gradient
+        self.diagonal = hessian.diagonal(dim1=1, dim2=2).clamp(min=1e-12)
+
+    def solve(self) -> Tensor:
+        """Return the weights: exact where a guess at the signs confirms itself, elsewhere nearer than ``start``."""
+        weights, left = self.start.clone(), torch.arange(len(self.start), device=self.start.device)
+        for number in range(ROUNDS):
+            if number:
+                weights[left] = self._sweep(weights[left], left)
+            exact, confirmed = self._guess(weights[left], left)
+            weights[left[confirmed]], left = exact[confirmed], left[~confirmed]
+            if not len(left):
+                break
+        return weights
+
+    def _guess(self, weights: Tensor, problems: Tensor) -> tuple[Tensor, Tensor]:
+        """Guess which weights are other than zero and their signs, solve for them, guess again.
+
+        Where a guess confirms itself, its solution is exact; the second result says where (a primal-dual active set,
+        Hintermüller, Ito & Kunisch 2002).
+        """
+        exact, confirmed = weights.clone(), torch.zeros(len(problems), dtype=torch.bool, device=weights.device)
+        places, guess = torch.arange(len(problems), device=weights.device), torch.full_like(weights, torch.nan)
+        parts = (self.hessian, self.diagonal, self.target, self.penalty, self.permitted)
+        hessian, diagonal, target, penalty, permitted = (part[problems] for part in parts)
+        for _ in range(GUESSES):
+            slope = (hessian @ weights[..., None])[..., 0] - target
+            aim = weights - slope / diagonal
+            fresh = torch.where((aim.abs() > penalty / diagonal) & permitted, aim.sign(), 0.0)
+            if (same := (fresh == guess).all(dim=1)).any():
+                exact[places[same]], confirmed[places[same]] = weights[same], True
+                if same.all():
+                    break
+                parts = (hessian, diagonal, target, penalty, permitted, fresh, places)
+                hessian, diagonal, target, penalty, permitted, fresh, places = (part[~same] for part in parts)
+            guess, active = fresh, fresh != 0
+            system = hessian * (active[:, :, None] & active[:, None])
+            system.diagonal(dim1=1, dim2=2).add_(torch.where(active, 1e-12 * diagonal, 1.0))
+            factors, failed = torch.linalg.cholesky_ex(system)
+            factors[failed > 0] = torch.eye(system.shape[1], dtype=system.dtype, device=system.device)
+            wanted = torch.where(active, target - penalty * guess, 0.0)
+            weights = torch.cholesky_solve(wanted[..., None], factors)[..., 0]
+            guess[failed > 0] = torch.nan
+        return exact, confirmed
+
+    def _sweep(self, weights: Tensor, problems: Tensor) -> Tensor:
+        """Descend along one coordinate after the other, which always comes nearer."""
+        weights, hessian, diagonal = weights.clone(), self.hessian[problems], self.diagonal[problems]
+        gradient = (hessian @ weights[..., None])[..., 0] - self.target[problems]
+        thresholds, permitted = self.penalty[problems] / diagonal, self.permitted[problems]
+        for j in range(weights.shape[1]):
+            proposal = weights[:, j] - gradient[:, j] / diagonal[:, j]
+            new = proposal.sign() * (proposal.abs() - thresholds[:, j]).clamp(min=0) * permitted[:, j]
+            gradient += hessian[:, :, j] * (new - weights[:, j])[:, None]
+            weights[:, j] = new
+        return weights
