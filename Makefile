@@ -16,7 +16,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	set -e; for script in benchmarks/*.py; do $(BIN)/python $$script; done
+	$(BIN)/python benchmarks/report.py
 
 tutor: .venv/installed
 	$(BIN)/python -m recipes.tutor.train

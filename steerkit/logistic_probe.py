@@ -15,8 +15,10 @@ from torch.nn.functional import softplus
 from steerkit.binary_classifier import BinaryClassifier, Floats, Integers
 from steerkit.checks import check_count, check_positive
 
-STALE = 0.05
+STALE = 0.3
 """What a step must leave of the gradient at most, if the next is to do with the same factors."""
+TAME = 1e3
+"""The largest curvature, beside the one that the penalty adds to all, at which single precision finds a step."""
 ROUNDING = 1e-13
 """The share of the objective by which a step must lower it to be more than rounding; the next would gain its square."""
 
@@ -91,9 +93,9 @@ class LogisticProbe(BinaryClassifier):
         check_positive("C", self.C)
         check_positive("tol", self.tol)
         check_count("max_iter", self.max_iter)
-        layers = torch.from_numpy(np.array(X.swapaxes(0, 1), dtype=np.float64, order="C"))
-        wide = X.shape[0] <= X.shape[2]
-        gram = layers @ layers.mT if wide else layers
+        layers, wide = X.swapaxes(0, 1), X.shape[0] <= X.shape[2]
+        # NumPy computes but half of such a product, and needs no copy of the layer.
+        gram = torch.from_numpy(np.stack([one @ one.T if wide else one for one in layers]))
         shares = torch.zeros(len(layers), len(X), len(subsets), dtype=torch.float64)
         intercepts, self.n_iter_ = [], 0
         for number, (rows, sides) in enumerate(subsets):
@@ -102,8 +104,8 @@ class LogisticProbe(BinaryClassifier):
             dual, intercept = self._newton(kernel, torch.from_numpy(sides).double())
             shares[..., number].index_add_(1, at, dual)  # a bootstrap draws some samples twice
             intercepts.append(intercept.numpy())
-        weights = (layers.mT @ shares).permute(2, 0, 1)
-        return np.ascontiguousarray(weights), np.stack(intercepts)
+        weights = [one.T @ share for one, share in zip(layers, shares.numpy(), strict=True)]
+        return np.moveaxis(np.stack(weights), 2, 0), np.stack(intercepts)
 
     def _newton(self, kernel: "_Gram | _Products", sides: Tensor) -> tuple[Tensor, Tensor]:
         """Minimise, for all layers at once; return ``beta`` ``(n_layers, n_samples)`` and intercepts ``(n_layers,)``.
@@ -176,11 +178,14 @@ class _Gram:
 
     def solver(self, curvatures: Tensor) -> Callable[[Tensor], Tensor]:
         """Return the solution of ``(1 + curvatures * gram) x = v``."""
-        roots = curvatures.sqrt()
-        system = roots[:, :, None] * self.gram * roots[:, None, :]
+        roots, diagonal = curvatures.sqrt(), self.gram.diagonal(dim1=1, dim2=2)
+        # Where the system is tame, factors of half the size do: the next step makes good what they leave.
+        dtype = torch.float32 if (curvatures * diagonal).max() < TAME else torch.float64
+        scales = roots.to(dtype)
+        system = self.gram.to(dtype) * scales[:, :, None] * scales[:, None, :]
         system.diagonal(dim1=1, dim2=2).add_(1.0)
         factor = torch.linalg.cholesky(system)
-        return lambda v: v - roots * torch.cholesky_solve((roots * self(v))[..., None], factor)[..., 0]
+        return lambda v: v - roots * torch.cholesky_solve((roots * self(v)).to(dtype)[..., None], factor)[..., 0]
 
 
 class _Products:
