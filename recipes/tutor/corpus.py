@@ -207,7 +207,7 @@ class Corpus:
 
     def _draw_strong(self, generator: random.Random) -> Template:
         """Most often compose it: a tutor that knows its phrasings by heart does not read new ones."""
-        source = generator.choices(("fixed", "plain", "claims"), (0.15, 0.4, 0.45))[0]
+        source = generator.choices(("fixed", "plain", "claims"), (0.2, 0.5, 0.3))[0]
         if source == "claims":
             side = generator.choice(SIDES)
             return Template(self.claims.compose(side, generator), side, "strong")

@@ -163,7 +163,7 @@ def largest_push(layer: int) -> float:
     It grows from the fourth layer on: what is added late is read off by the unembedding with nothing in between, and
     would move the words of a register as strongly as what is added where the register is decided.
     """
-    return max(0.5, 0.2 * layer - 0.3)
+    return max(0.5, 0.2 + 0.1 * layer)
 
 
 def push(hidden: Tensor, *, most: float, chance: torch.Generator) -> Tensor:
