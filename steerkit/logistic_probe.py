@@ -1,7 +1,7 @@
 """`LogisticProbe`: logistic regression for all layers and folds, from one Gram matrix per layer."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -114,28 +114,32 @@ class LogisticProbe(BinaryClassifier):
         """
         share = sides.mean()
         costs = self.C * torch.where(sides > 0, 0.5 / share, 0.5 / (1 - share))
-        dual = torch.zeros(kernel.n_layers, len(sides), dtype=torch.float64)
-        intercept = torch.zeros(kernel.n_layers, dtype=torch.float64)
-        ahead = torch.zeros_like(dual)  # the kernel times beta
-        exact = torch.zeros(kernel.n_layers, dtype=torch.bool)
-        value = self._objective(dual, ahead, intercept, costs, sides)
-        solve, curvatures, before = None, dual, float("inf")
+        live = torch.arange(len(kernel))  # the layers that are not there yet
+        duals, intercepts = torch.zeros(len(live), len(sides)).double(), torch.zeros(len(live)).double()
+        dual, intercept, ahead = duals.clone(), intercepts.clone(), duals.clone()  # ahead: the kernel times beta
+        value, exact = self._objective(dual, ahead, intercept, costs, sides), torch.zeros(len(live), dtype=torch.bool)
+        factors: tuple[Tensor, ...] | None = None
+        before = float("inf")
         for step in range(1, self.max_iter + 1):
-            margins = ahead + intercept[:, None]
-            chance = torch.sigmoid(margins)
-            slopes = costs * (chance - sides)
+            slopes = costs * (torch.sigmoid(ahead + intercept[:, None]) - sides)
             residual = dual + slopes
             lengths = (residual * kernel(residual)).sum(dim=1).clamp(min=0).sqrt()
             misses = torch.maximum(lengths, slopes.sum(dim=1).abs())
-            if (exact | (misses <= self.tol)).all():
-                return dual, intercept
-            left = float(misses[~exact].max())
-            if solve is None or left > STALE * before:  # the factors of an earlier step serve as long as they help
-                curvatures = costs * chance * (1 - chance)
-                solve, level = kernel.solver(curvatures), None
-            before = left
-            level = solve(curvatures) if level is None else level
-            goal = solve(curvatures * margins - slopes)
+            if (done := exact | (misses <= self.tol)).any():
+                duals[live[done]], intercepts[live[done]] = dual[done], intercept[done]
+                if done.all():
+                    return duals, intercepts
+                state = (live, dual, intercept, ahead, value, slopes, misses, exact)
+                live, dual, intercept, ahead, value, slopes, misses, exact = (part[~done] for part in state)
+                kernel, factors = kernel[~done], None if factors is None else tuple(part[~done] for part in factors)
+            if factors is None or misses.max() > STALE * before:  # those of an earlier step serve while they help
+                chances = torch.sigmoid(ahead + intercept[:, None])
+                curvatures = costs * chances * (1 - chances)
+                factor = kernel.factor(curvatures)
+                factors = (curvatures, factor, kernel.solve(curvatures, curvatures, factor))
+            curvatures, factor, level = factors
+            before = float(misses.max())
+            goal = kernel.solve(curvatures * (ahead + intercept[:, None]) - slopes, curvatures, factor)
             new_intercept = goal.sum(dim=1) / level.sum(dim=1)
             change, shift = goal - new_intercept[:, None] * level - dual, new_intercept - intercept
             ahead_change, size = kernel(change), torch.ones_like(intercept)
@@ -146,15 +150,16 @@ class LogisticProbe(BinaryClassifier):
                 if not worse.any():
                     break
                 size = torch.where(worse, size / 2, size)
-            exact |= value - fresh <= ROUNDING * value.abs()  # where steps gain nothing, gradients cannot get smaller
+            exact = value - fresh <= ROUNDING * value.abs()  # where steps gain nothing, gradients cannot get smaller
             (dual, ahead, intercept), value = tried, fresh
             self.n_iter_ = max(self.n_iter_, step)
+        duals[live], intercepts[live] = dual, intercept
         warnings.warn(
             f"the probe did not converge in {self.max_iter} steps; raise max_iter or lower C.",
             ConvergenceWarning,
             stacklevel=4,
         )
-        return dual, intercept
+        return duals, intercepts
 
     @staticmethod
     def _objective(dual: Tensor, ahead: Tensor, intercept: Tensor, costs: Tensor, sides: Tensor) -> Tensor:
@@ -171,36 +176,55 @@ class _Gram:
     """Inner products of the samples, ``(n_layers, n_samples, n_samples)``, formed: cheap where samples are few."""
 
     def __init__(self, gram: Tensor) -> None:
-        self.gram, self.n_layers = gram, len(gram)
+        self.gram = gram
+
+    def __len__(self) -> int:
+        return len(self.gram)
+
+    def __getitem__(self, layers: Tensor) -> "_Gram":
+        return _Gram(self.gram[layers])
 
     def __call__(self, vectors: Tensor) -> Tensor:
         return (self.gram @ vectors[..., None])[..., 0]
 
-    def solver(self, curvatures: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the solution of ``(1 + curvatures * gram) x = v``."""
-        roots, diagonal = curvatures.sqrt(), self.gram.diagonal(dim1=1, dim2=2)
-        # Where the system is tame, factors of half the size do: the next step makes good what they leave.
+    def factor(self, curvatures: Tensor) -> Tensor:
+        """Return factors for `solve`, in single precision where the system is tame: the next step mends the rest."""
+        diagonal = self.gram.diagonal(dim1=1, dim2=2)
         dtype = torch.float32 if (curvatures * diagonal).max() < TAME else torch.float64
-        scales = roots.to(dtype)
+        scales = curvatures.sqrt().to(dtype)
         system = self.gram.to(dtype) * scales[:, :, None] * scales[:, None, :]
         system.diagonal(dim1=1, dim2=2).add_(1.0)
-        factor = torch.linalg.cholesky(system)
-        return lambda v: v - roots * torch.cholesky_solve((roots * self(v)).to(dtype)[..., None], factor)[..., 0]
+        return torch.linalg.cholesky(system)
+
+    def solve(self, vectors: Tensor, curvatures: Tensor, factor: Tensor) -> Tensor:
+        """Return the solution of ``(1 + curvatures * gram) x = vectors``."""
+        roots = curvatures.sqrt()
+        right = (roots * self(vectors)).to(factor.dtype)[..., None]
+        return vectors - roots * torch.cholesky_solve(right, factor)[..., 0]
 
 
 class _Products:
     """The same of samples ``(n_layers, n_samples, n_features)`` that outnumber their features: never formed."""
 
     def __init__(self, X: Tensor) -> None:
-        self.X, self.n_layers = X, len(X)
+        self.X = X
+
+    def __len__(self) -> int:
+        return len(self.X)
+
+    def __getitem__(self, layers: Tensor) -> "_Products":
+        return _Products(self.X[layers])
 
     def __call__(self, vectors: Tensor) -> Tensor:
         return (self.X @ (self.X.mT @ vectors[..., None]))[..., 0]
 
-    def solver(self, curvatures: Tensor) -> Callable[[Tensor], Tensor]:
-        """Return the solution of ``(1 + curvatures * gram) x = v``."""
-        weighted = curvatures[..., None] * self.X
-        system = self.X.mT @ weighted
+    def factor(self, curvatures: Tensor) -> Tensor:
+        """Return factors for `solve`."""
+        system = self.X.mT @ (curvatures[..., None] * self.X)
         system.diagonal(dim1=1, dim2=2).add_(1.0)
-        factor = torch.linalg.cholesky(system)
-        return lambda v: v - (weighted @ torch.cholesky_solve(self.X.mT @ v[..., None], factor))[..., 0]
+        return torch.linalg.cholesky(system)
+
+    def solve(self, vectors: Tensor, curvatures: Tensor, factor: Tensor) -> Tensor:
+        """Return the solution of ``(1 + curvatures * gram) x = vectors``."""
+        inner = torch.cholesky_solve(self.X.mT @ vectors[..., None], factor)
+        return vectors - curvatures * (self.X @ inner)[..., 0]

@@ -295,8 +295,8 @@ class _Lasso:
         """
         exact, confirmed = weights.clone(), torch.zeros(len(problems), dtype=torch.bool, device=weights.device)
         places, guess = torch.arange(len(problems), device=weights.device), torch.full_like(weights, torch.nan)
-        parts = (self.hessian, self.diagonal, self.target, self.penalty, self.permitted)
-        hessian, diagonal, target, penalty, permitted = (part[problems] for part in parts)
+        whole = (self.hessian, self.diagonal, self.target, self.penalty, self.permitted)
+        hessian, diagonal, target, penalty, permitted = (part[problems] for part in whole)
         for _ in range(GUESSES):
             slope = (hessian @ weights[..., None])[..., 0] - target
             aim = weights - slope / diagonal
