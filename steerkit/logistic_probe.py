@@ -19,8 +19,8 @@ STALE = 0.3
 """What a step must leave of the gradient at most, if the next is to do with the same factors."""
 TAME = 1e3
 """The largest curvature, beside the one that the penalty adds to all, at which single precision finds a step."""
-ROUNDING = 1e-13
-"""The share of the objective by which a step must lower it to be more than rounding; the next would gain its square."""
+ROUNDING = 1e-15
+"""The share of the objective by which a step must lower it to be more than rounding."""
 
 
 class LogisticProbe(BinaryClassifier):
