@@ -84,7 +84,7 @@ def main() -> None:
         mine = partial(ActivationExtractor(model, layers=layers).transform, prompts)
         some = sequences[::4]  # every prompt takes the loop equally long
         ways = {"loop": partial(loop, model.model, model.blocks, some, layers), "steerkit": mine}
-        times = interleaved(ways | peers.ways(layers), repetitions=5)
+        times = interleaved(ways | peers.ways(layers), repetitions=3)
         times["loop"] = [seconds * len(sequences) / len(some) for seconds in times["loop"]]
         for peer in peers.ways(layers):
             print(f"{row}, the article's loop / {peer}: {ratio(times, 'loop', peer):.2f} x")

@@ -19,7 +19,7 @@ STALE = 0.3
 """What a step must leave of the gradient at most, if the next is to do with the same factors."""
 TAME = 1e3
 """The largest curvature, beside the one that the penalty adds to all, at which single precision finds a step."""
-ROUNDING = 1e-15
+ROUNDING = 1e-13
 """The share of the objective by which a step must lower it to be more than rounding."""
 
 
@@ -117,31 +117,33 @@ class LogisticProbe(BinaryClassifier):
         live = torch.arange(len(kernel))  # the layers that are not there yet
         duals, intercepts = torch.zeros(len(live), len(sides)).double(), torch.zeros(len(live)).double()
         dual, intercept, ahead = duals.clone(), intercepts.clone(), duals.clone()  # ahead: the kernel times beta
-        value, exact = self._objective(dual, ahead, intercept, costs, sides), torch.zeros(len(live), dtype=torch.bool)
+        value = self._objective(dual, ahead, intercept, costs, sides)
+        stalled, before = torch.zeros(len(live), dtype=torch.bool), torch.full((len(live),), torch.inf).double()
         factors: tuple[Tensor, ...] | None = None
-        before = float("inf")
         for step in range(1, self.max_iter + 1):
             slopes = costs * (torch.sigmoid(ahead + intercept[:, None]) - sides)
             residual = dual + slopes
-            lengths = (residual * kernel(residual)).sum(dim=1).clamp(min=0).sqrt()
+            product = kernel(residual)
+            lengths = (residual * product).sum(dim=1).clamp(min=0).sqrt()
             misses = torch.maximum(lengths, slopes.sum(dim=1).abs())
-            if (done := exact | (misses <= self.tol)).any():
+            # Where steps gain nothing and the gradient stays as it is, only rounding is left of it.
+            if (done := (misses <= self.tol) | (stalled & (misses > before / 2))).any():
                 duals[live[done]], intercepts[live[done]] = dual[done], intercept[done]
                 if done.all():
                     return duals, intercepts
-                state = (live, dual, intercept, ahead, value, slopes, misses, exact)
-                live, dual, intercept, ahead, value, slopes, misses, exact = (part[~done] for part in state)
+                state = (live, dual, intercept, ahead, value, residual, product, misses, before)
+                live, dual, intercept, ahead, value, residual, product, misses, before = (p[~done] for p in state)
                 kernel, factors = kernel[~done], None if factors is None else tuple(part[~done] for part in factors)
-            if factors is None or misses.max() > STALE * before:  # those of an earlier step serve while they help
+            if factors is None or (misses > STALE * before).any():  # those of an earlier step serve while they help
                 chances = torch.sigmoid(ahead + intercept[:, None])
                 curvatures = costs * chances * (1 - chances)
                 factor = kernel.factor(curvatures)
-                factors = (curvatures, factor, kernel.solve(curvatures, curvatures, factor))
+                factors = (curvatures, factor, kernel.solve(curvatures, kernel(curvatures), curvatures, factor))
             curvatures, factor, level = factors
-            before = float(misses.max())
-            goal = kernel.solve(curvatures * (ahead + intercept[:, None]) - slopes, curvatures, factor)
-            new_intercept = goal.sum(dim=1) / level.sum(dim=1)
-            change, shift = goal - new_intercept[:, None] * level - dual, new_intercept - intercept
+            before = misses
+            change = -kernel.solve(residual, product, curvatures, factor)
+            shift = (dual + change).sum(dim=1) / level.sum(dim=1)
+            change = change - shift[:, None] * level
             ahead_change, size = kernel(change), torch.ones_like(intercept)
             for _ in range(30):  # halve the step of the layers where it goes too far
                 tried = (dual + size[:, None] * change, ahead + size[:, None] * ahead_change, intercept + size * shift)
@@ -150,7 +152,7 @@ class LogisticProbe(BinaryClassifier):
                 if not worse.any():
                     break
                 size = torch.where(worse, size / 2, size)
-            exact = value - fresh <= ROUNDING * value.abs()  # where steps gain nothing, gradients cannot get smaller
+            stalled = value - fresh <= ROUNDING * value.abs()
             (dual, ahead, intercept), value = tried, fresh
             self.n_iter_ = max(self.n_iter_, step)
         duals[live], intercepts[live] = dual, intercept
@@ -196,11 +198,11 @@ class _Gram:
         system.diagonal(dim1=1, dim2=2).add_(1.0)
         return torch.linalg.cholesky(system)
 
-    def solve(self, vectors: Tensor, curvatures: Tensor, factor: Tensor) -> Tensor:
-        """Return the solution of ``(1 + curvatures * gram) x = vectors``."""
+    def solve(self, vectors: Tensor, products: Tensor, curvatures: Tensor, factor: Tensor) -> Tensor:
+        """Return the solution of ``(1 + curvatures * gram) x = vectors``; ``products`` are the Gram matrix times these."""
         roots = curvatures.sqrt()
-        right = (roots * self(vectors)).to(factor.dtype)[..., None]
-        return vectors - roots * torch.cholesky_solve(right, factor)[..., 0]
+        inner = torch.cholesky_solve((roots * products).to(factor.dtype)[..., None], factor)
+        return vectors - roots * inner[..., 0]
 
 
 class _Products:
@@ -224,7 +226,7 @@ class _Products:
         system.diagonal(dim1=1, dim2=2).add_(1.0)
         return torch.linalg.cholesky(system)
 
-    def solve(self, vectors: Tensor, curvatures: Tensor, factor: Tensor) -> Tensor:
-        """Return the solution of ``(1 + curvatures * gram) x = vectors``."""
+    def solve(self, vectors: Tensor, products: Tensor, curvatures: Tensor, factor: Tensor) -> Tensor:
+        """Return the solution of ``(1 + curvatures * gram) x = vectors``; it needs no ``products``."""
         inner = torch.cholesky_solve(self.X.mT @ vectors[..., None], factor)
         return vectors - curvatures * (self.X @ inner)[..., 0]
