@@ -199,7 +199,7 @@ class _Gram:
         return torch.linalg.cholesky(system)
 
     def solve(self, vectors: Tensor, products: Tensor, curvatures: Tensor, factor: Tensor) -> Tensor:
-        """Return the solution of ``(1 + curvatures * gram) x = vectors``; ``products`` are the Gram matrix times these."""
+        """Return the solution of ``(1 + curvatures * gram) x = vectors``; ``products`` are the matrix times these."""
         roots = curvatures.sqrt()
         inner = torch.cholesky_solve((roots * products).to(factor.dtype)[..., None], factor)
         return vectors - roots * inner[..., 0]
