@@ -81,11 +81,13 @@ def serve_ui(*, uri: str | None = None, port: int = 5000) -> int:
     with subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", "mlflow", "ui", *options], env=environment, start_new_session=True
     ) as server:
+        before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended by whatever means, leave none behind
         try:
             return server.wait()
         except KeyboardInterrupt:
             return 0
         finally:
+            signal.signal(signal.SIGTERM, before)
             with suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGTERM)
 

@@ -59,4 +59,7 @@ def running(command: Sequence[str], log: Path, *, answers: str) -> Iterator[None
             yield
         finally:
             with suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C does
+                os.killpg(server.pid, signal.SIGTERM)  # SIGINT is ignored by what a script starts in the background
+                with suppress(subprocess.TimeoutExpired):
+                    server.wait(timeout=30)
+                os.killpg(server.pid, signal.SIGKILL)
