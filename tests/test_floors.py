@@ -18,6 +18,7 @@ FLOORS = [
         "datasets",
         "batching",
         "prefix_tree",
+        "lasso",
         "generation",
         "prompts",
         "fingerprint",
