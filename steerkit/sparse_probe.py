@@ -86,18 +86,18 @@ class SparseProbe(BinaryClassifier):
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit to X ``(n_samples, n_features)`` and y, which has two distinct values."""
         data, sides = self._validate(X, y)
-        return self._take(self._solve(data[None], sides), 0)
+        return self._take(self._solve(data[:, None], sides), 0)
 
     def fit_layers(self, X: NDArray[Any], y: ArrayLike) -> list[Self]:
         """Fit to X ``(n_samples, n_layers, n_features)`` in one training; return one fitted probe per layer."""
         probes = [clone(self) for _ in range(X.shape[1])]
         for layer, probe in enumerate(probes):
             _, sides = probe._validate(X[:, layer], y)
-        solved = self._solve(np.moveaxis(np.asarray(X, dtype=np.float64), 1, 0), sides)
+        solved = self._solve(np.asarray(X, dtype=np.float64), sides)
         return [probe._take(solved, layer) for layer, probe in enumerate(probes)]
 
     def _solve(self, X: Floats, sides: Integers) -> "_Newton":
-        """Train on X ``(n_problems, n_samples, n_features)``."""
+        """Train on X ``(n_samples, n_problems, n_features)``."""
         check_positive("C", self.C)
         check_positive("tol", self.tol)
         if self.k is not None and (
@@ -107,14 +107,13 @@ class SparseProbe(BinaryClassifier):
                 f"k={self.k!r} is outside 1..{X.shape[2]}, the number of features; pass a whole number of them."
             )
         check_count("max_iter", self.max_iter)
-        module = _Newton(X.shape[0], X.shape[2], 1 / (self.C * X.shape[1]), self.k)
+        module = _Newton(X.shape[1], X.shape[2], 1 / (self.C * len(X)), self.k, self.tol)
         # EarlyStopping reads the violation that each step reports; patience is for metrics that come and go.
         stop = EarlyStopping(
             "violation", stopping_threshold=self.tol, patience=self.max_iter, check_finite=False,
             check_on_train_epoch_end=True,
         )  # fmt: skip
-        features = torch.from_numpy(np.array(X.swapaxes(1, 2), order="C"))  # those of a working set are copied often
-        batch = features, torch.from_numpy(sides).double()
+        batch = torch.from_numpy(np.require(X, requirements="W")), torch.from_numpy(sides).double()
         loader: DataLoader[Any] = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]  # a list is all a loader needs
         trainer = train(
             module, loader, max_epochs=self.max_iter, callbacks=[stop],
@@ -149,10 +148,10 @@ class _Newton(LightningModule):
     refitted: Tensor
     margins: Tensor
 
-    def __init__(self, n_problems: int, n_features: int, penalty: float, k: int | None) -> None:
+    def __init__(self, n_problems: int, n_features: int, penalty: float, k: int | None, tol: float) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.k, self.ridge = k or 0, penalty
+        self.k, self.ridge, self.tol = k or 0, penalty, tol
         self.register_buffer("weights", torch.zeros(n_problems, n_features, dtype=torch.float64))
         self.register_buffer("intercepts", torch.zeros(n_problems, dtype=torch.float64))
         self.register_buffer("penalties", torch.full((n_problems,), penalty, dtype=torch.float64))
@@ -170,32 +169,35 @@ class _Newton(LightningModule):
         X, sides = batch
         if self.k and not self.history:
             centred = sides - sides.mean()
-            self.penalties = 0.8 * (X @ centred).abs().amax(dim=1) / len(sides)
+            self.penalties = 0.8 * _correlate(X, centred.expand(X.shape[1], -1)).abs().amax(dim=1) / len(sides)
             self.units = self.penalties
         if not self.history:
             self.margins = self._margins(X)
         chances = torch.sigmoid(self.margins)
         slopes, curvatures = (chances - sides) / len(sides), (chances * (1 - chances)).clamp(min=1e-9) / len(sides)
-        gradients = (X @ slopes[..., None])[..., 0].masked_fill(~self.allowed, 0.0)
-        gradients += self.ridges[:, None] * self.weights
+        gradients = _correlate(X, slopes).masked_fill(~self.allowed, 0.0) + self.ridges[:, None] * self.weights
         violations = self._violations(gradients, slopes)
         if self.k:
             violations = self._weaken(gradients, violations)
             self.margins = self._margins(X)
         self.log("violation", violations.max())
-        places = self._working_set(gradients)
-        chosen = X[torch.arange(len(X), device=X.device)[:, None], places]
-        step, intercept_step = self._quadratic(chosen, places, gradients, slopes, curvatures)
+        left = (violations > self.tol).nonzero()[:, 0]
+        if not len(left):
+            return
+        places = self._working_set(gradients[left], left)
+        chosen = X[:, left[:, None], places].permute(1, 2, 0)
+        step, intercept_step = self._quadratic(chosen, places, left, gradients[left], slopes[left], curvatures[left])
         moved = (step[:, None] @ chosen)[:, 0] + intercept_step[:, None]
-        step = torch.zeros_like(self.weights).scatter(1, places, step)
-        self._search(sides, step, intercept_step, moved)
+        step = torch.zeros_like(gradients[left]).scatter(1, places, step)
+        self._search(sides, left, step, intercept_step, moved)
 
     def _margins(self, X: Tensor) -> Tensor:
-        return (self.weights[:, None] @ X)[:, 0] + self.intercepts[:, None]
+        return (self.weights[:, None] @ X.permute(1, 2, 0))[:, 0] + self.intercepts[:, None]
 
-    def _objective(self, margins: Tensor, sides: Tensor, weights: Tensor) -> Tensor:
+    def _objective(self, problems: Tensor, margins: Tensor, sides: Tensor, weights: Tensor) -> Tensor:
         losses = (softplus(margins) - sides * margins).mean(dim=1)
-        return losses + self.penalties * weights.abs().sum(dim=1) + self.ridges / 2 * (weights**2).sum(dim=1)
+        sizes = self.penalties[problems] * weights.abs().sum(dim=1)
+        return losses + sizes + self.ridges[problems] / 2 * (weights**2).sum(dim=1)
 
     def _violations(self, gradients: Tensor, slopes: Tensor) -> Tensor:
         """How far each problem is from optimal, as a share of its penalty, or with `k` of the first penalty."""
@@ -221,16 +223,16 @@ class _Newton(LightningModule):
         self.refitted = self.refitted | enough
         return torch.where(self.refitted & ~enough, violations, torch.inf)
 
-    def _working_set(self, gradients: Tensor) -> Tensor:
+    def _working_set(self, gradients: Tensor, problems: Tensor) -> Tensor:
         """Places of the neurons that this step may change: those in use, and those that want to be most."""
-        used = self.weights != 0
-        wanted = gradients.abs() - self.penalties[:, None]
+        used = self.weights[problems] != 0
+        wanted = (gradients.abs() - self.penalties[problems, None]).masked_fill(used, torch.inf)
         n_used = used.sum(dim=1)
-        size = (n_used + torch.minimum((wanted > 0).sum(dim=1), 16 + n_used)).max()
-        return wanted.masked_fill(used, torch.inf).topk(int(size.clamp(1, used.shape[1])), dim=1).indices
+        size = torch.minimum((wanted > 0).sum(dim=1), 16 + 2 * n_used).max()
+        return wanted.topk(int(size.clamp(1, used.shape[1])), dim=1).indices
 
     def _quadratic(
-        self, chosen: Tensor, places: Tensor, gradients: Tensor, slopes: Tensor, curvatures: Tensor
+        self, chosen: Tensor, places: Tensor, problems: Tensor, gradients: Tensor, slopes: Tensor, curvatures: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Solve the quadratic model on the ``chosen`` features, those at ``places``; the intercept is eliminated."""
         weighted = chosen * curvatures[:, None]
@@ -238,25 +240,31 @@ class _Newton(LightningModule):
         hessian = weighted @ chosen.mT - across[:, :, None] * across[:, None] / total[:, :, None]
         slope = slopes.sum(dim=1, keepdim=True)
         gradient = gradients.gather(1, places) - across * slope / total
-        start = self.weights.gather(1, places)
-        hessian.diagonal(dim1=1, dim2=2).add_(self.ridges[:, None])
-        model = Lasso(hessian, gradient, start, self.penalties[:, None], self.allowed.gather(1, places))
-        step = model.solve() - start
+        start = self.weights[problems[:, None], places]
+        hessian.diagonal(dim1=1, dim2=2).add_(self.ridges[problems, None])
+        permitted = self.allowed[problems[:, None], places]
+        step = Lasso(hessian, gradient, start, self.penalties[problems, None], permitted).solve() - start
         return step, (-(slope + (across * step).sum(dim=1, keepdim=True)) / total)[:, 0]
 
-    def _search(self, sides: Tensor, step: Tensor, intercept_step: Tensor, moved: Tensor) -> None:
+    def _search(self, sides: Tensor, problems: Tensor, step: Tensor, intercept_step: Tensor, moved: Tensor) -> None:
         """Halve the step of each problem, which moves its margins by ``moved``, until its objective falls."""
-        before = self._objective(self.margins, sides, self.weights)
+        start, origin = self.weights[problems], self.margins[problems]
+        before = self._objective(problems, origin, sides, start)
         length = torch.ones_like(before)
         for _ in range(30):
-            weights = self.weights + length[:, None] * step
-            margins = self.margins + length[:, None] * moved
-            after = self._objective(margins, sides, weights)
+            weights, margins = start + length[:, None] * step, origin + length[:, None] * moved
+            after = self._objective(problems, margins, sides, weights)
             worse = after > before + 1e-14
             if not worse.any():
                 break
             length = torch.where(worse, length / 2, length)
-        self.weights = torch.where(worse[:, None], self.weights, weights)
-        self.margins = torch.where(worse[:, None], self.margins, margins)
-        self.intercepts = torch.where(worse, self.intercepts, self.intercepts + length * intercept_step)
-        self.history.append(torch.where(worse, before, after).cpu())
+        self.weights[problems] = torch.where(worse[:, None], start, weights)
+        self.margins[problems] = torch.where(worse[:, None], origin, margins)
+        self.intercepts[problems] += torch.where(worse, 0.0, length * intercept_step)
+        everything = torch.arange(len(self.weights), device=problems.device)
+        self.history.append(self._objective(everything, self.margins, sides, self.weights).cpu())
+
+
+def _correlate(X: Tensor, samples: Tensor) -> Tensor:
+    """Sum X ``(n_samples, n_problems, n_features)``, each sample weighed by the problem's ``(n_problems, n_samples)``."""
+    return (samples[:, None] @ X.transpose(0, 1))[:, 0]
