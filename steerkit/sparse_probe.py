@@ -266,5 +266,5 @@ class _Newton(LightningModule):
 
 
 def _correlate(X: Tensor, samples: Tensor) -> Tensor:
-    """Sum X ``(n_samples, n_problems, n_features)``, each sample weighed by the problem's ``(n_problems, n_samples)``."""
+    """Sum X ``(n_samples, n_problems, n_features)``, weighed by ``samples`` ``(n_problems, n_samples)``."""
     return (samples[:, None] @ X.transpose(0, 1))[:, 0]
