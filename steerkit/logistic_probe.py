@@ -15,20 +15,22 @@ from torch.nn.functional import softplus
 from steerkit.binary_classifier import BinaryClassifier, Floats, Integers
 from steerkit.checks import check_count, check_positive
 
-STALE = 0.3
-"""What a step must leave of the gradient at most, if the next is to do with the same factors."""
-TAME = 1e3
-"""The largest curvature, beside the one that the penalty adds to all, at which single precision finds a step."""
+INEXACT, ROUNDS = 0.1, 200
+"""What a step leaves of the gradient of its quadratic model, and most rounds in which it gets there."""
 ROUNDING = 1e-13
 """The share of the objective by which a step must lower it to be more than rounding."""
+TINY = 1e-300
+AT_ONCE = 2**20
+"""Most numbers, of all samples, layers and subsets, that are solved for at once."""
 
 
 class LogisticProbe(BinaryClassifier):
     """Logistic regression under an L2 penalty, the classes balanced: scikit-learn's optimum, by Newton steps.
 
     The objective is that of ``LogisticRegression(C, class_weight="balanced")``. A probe has fewer samples than
-    features, so its weights are a combination of the samples, ``X.T @ beta``, and a Newton step solves for as many
-    unknowns as there are samples. Layers are solved together, and folds share the Gram matrix of all samples.
+    features, so its weights are a combination of the samples, ``X.T @ beta``, and a Newton step looks for as many
+    unknowns as there are samples. Layers, folds and bootstrap draws are solved together, by products with the Gram
+    matrix of all samples.
 
     The classes are balanced because so strong a penalty, on activations of unit norm, leaves the intercept to outweigh
     the direction where one class is larger.
@@ -71,7 +73,7 @@ class LogisticProbe(BinaryClassifier):
         Parameters
         ----------
         subsets : sequence of (rows, y)
-            Indices of samples, and their classes, 0 or 1.
+            Indices of samples, and their classes, 0 or 1; a sample that is drawn twice has one class.
 
         Returns
         -------
@@ -93,60 +95,53 @@ class LogisticProbe(BinaryClassifier):
         check_positive("C", self.C)
         check_positive("tol", self.tol)
         check_count("max_iter", self.max_iter)
-        layers, wide = X.swapaxes(0, 1), X.shape[0] <= X.shape[2]
+        layers, few = X.swapaxes(0, 1), X.shape[0] <= X.shape[2]
         # NumPy computes but half of such a product, and needs no copy of the layer.
-        gram = torch.from_numpy(np.stack([one @ one.T if wide else one for one in layers]))
-        shares = torch.zeros(len(layers), len(X), len(subsets), dtype=torch.float64)
-        intercepts, self.n_iter_ = [], 0
-        for number, (rows, sides) in enumerate(subsets):
-            at = torch.from_numpy(rows)
-            kernel = _Gram(gram[:, at[:, None], at]) if wide else _Products(gram[:, at])
-            dual, intercept = self._newton(kernel, torch.from_numpy(sides).double())
-            shares[..., number].index_add_(1, at, dual)  # a bootstrap draws some samples twice
-            intercepts.append(intercept.numpy())
-        weights = [one.T @ share for one, share in zip(layers, shares.numpy(), strict=True)]
-        return np.moveaxis(np.stack(weights), 2, 0), np.stack(intercepts)
+        kernel = _Kernel(torch.from_numpy(np.stack([x @ x.T if few else x for x in layers])), formed=few)
+        costs, sides = torch.zeros(2, len(subsets), len(X), dtype=torch.float64)
+        for number, (rows, y) in enumerate(subsets):
+            share = y.mean()
+            each = self.C * np.where(y > 0, 0.5 / share, 0.5 / (1 - share))
+            costs[number].index_add_(0, torch.from_numpy(rows), torch.from_numpy(each))  # a bootstrap draws some twice
+            sides[number, rows] = torch.from_numpy(y).double()
+        self.n_iter_, at_once = 0, max(1, AT_ONCE // (len(layers) * len(X)))
+        solved = [self._newton(kernel, *part) for part in zip(costs.split(at_once), sides.split(at_once), strict=True)]
+        duals, intercepts = (torch.cat(parts, dim=1).numpy() for parts in zip(*solved, strict=True))
+        weights = [dual @ x for dual, x in zip(duals, layers, strict=True)]
+        return np.stack(weights, axis=1), intercepts.swapaxes(0, 1)
 
-    def _newton(self, kernel: "_Gram | _Products", sides: Tensor) -> tuple[Tensor, Tensor]:
-        """Minimise, for all layers at once; return ``beta`` ``(n_layers, n_samples)`` and intercepts ``(n_layers,)``.
+    def _newton(self, kernel: "_Kernel", costs: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+        """Minimise, for all layers and the subsets of these costs and sides, both ``(n_subsets, n_samples)``.
 
-        At the optimum beta is minus the gradient of the losses by the margins, and sums to zero.
+        Returns beta ``(n_layers, n_subsets, n_samples)`` and intercepts ``(n_layers, n_subsets)``. At the optimum beta
+        is minus the gradient of the losses by the margins, and sums to zero; where a sample costs nothing, it is zero.
         """
-        share = sides.mean()
-        costs = self.C * torch.where(sides > 0, 0.5 / share, 0.5 / (1 - share))
         live = torch.arange(len(kernel))  # the layers that are not there yet
-        duals, intercepts = torch.zeros(len(live), len(sides)).double(), torch.zeros(len(live)).double()
+        duals, intercepts = torch.zeros(len(live), *costs.shape).double(), torch.zeros(len(live), len(costs)).double()
         dual, intercept, ahead = duals.clone(), intercepts.clone(), duals.clone()  # ahead: the kernel times beta
         value = self._objective(dual, ahead, intercept, costs, sides)
-        stalled, before = torch.zeros(len(live), dtype=torch.bool), torch.full((len(live),), torch.inf).double()
-        factors: tuple[Tensor, ...] | None = None
+        before, stalled = torch.full_like(intercept, torch.inf), torch.zeros_like(intercept, dtype=torch.bool)
         for step in range(1, self.max_iter + 1):
-            slopes = costs * (torch.sigmoid(ahead + intercept[:, None]) - sides)
+            chances = torch.sigmoid(ahead + intercept[..., None])
+            slopes, curvatures = costs * (chances - sides), costs * chances * (1 - chances)
             residual = dual + slopes
-            product = kernel(residual)
-            lengths = (residual * product).sum(dim=1).clamp(min=0).sqrt()
-            misses = torch.maximum(lengths, slopes.sum(dim=1).abs())
+            lengths = (residual * kernel(residual)).sum(dim=2).clamp(min=0).sqrt()
+            misses = torch.maximum(lengths, slopes.sum(dim=2).abs())
             # Where steps gain nothing and the gradient stays as it is, only rounding is left of it.
-            if (done := (misses <= self.tol) | (stalled & (misses > before / 2))).any():
+            done = ((misses <= self.tol) | (stalled & (misses > before / 2))).all(dim=1)
+            if done.any():
                 duals[live[done]], intercepts[live[done]] = dual[done], intercept[done]
                 if done.all():
                     return duals, intercepts
-                state = (live, dual, intercept, ahead, value, residual, product, misses, before)
-                live, dual, intercept, ahead, value, residual, product, misses, before = (p[~done] for p in state)
-                kernel, factors = kernel[~done], None if factors is None else tuple(part[~done] for part in factors)
-            if factors is None or (misses > STALE * before).any():  # those of an earlier step serve while they help
-                chances = torch.sigmoid(ahead + intercept[:, None])
-                curvatures = costs * chances * (1 - chances)
-                factor = kernel.factor(curvatures)
-                factors = (curvatures, factor, kernel.solve(curvatures, kernel(curvatures), curvatures, factor))
-            curvatures, factor, level = factors
+                state = (live, dual, intercept, ahead, value, residual, misses, slopes, curvatures)
+                live, dual, intercept, ahead, value, residual, misses, slopes, curvatures = (p[~done] for p in state)
+                kernel = kernel[~done]
             before = misses
-            change = -kernel.solve(residual, product, curvatures, factor)
-            shift = (dual + change).sum(dim=1) / level.sum(dim=1)
-            change = change - shift[:, None] * level
-            ahead_change, size = kernel(change), torch.ones_like(intercept)
-            for _ in range(30):  # halve the step of the layers where it goes too far
-                tried = (dual + size[:, None] * change, ahead + size[:, None] * ahead_change, intercept + size * shift)
+            change, ahead_change, shift = _step(kernel, residual, slopes, curvatures)
+            size = torch.ones_like(intercept)
+            for _ in range(30):  # halve the step of the problems where it goes too far
+                scale = size[..., None]
+                tried = dual + scale * change, ahead + scale * ahead_change, intercept + size * shift
                 fresh = self._objective(*tried, costs, sides)
                 worse = fresh > value + 1e-12 * value.abs()
                 if not worse.any():
@@ -165,8 +160,8 @@ class LogisticProbe(BinaryClassifier):
 
     @staticmethod
     def _objective(dual: Tensor, ahead: Tensor, intercept: Tensor, costs: Tensor, sides: Tensor) -> Tensor:
-        margins = ahead + intercept[:, None]
-        return (dual * ahead).sum(dim=1) / 2 + (costs * (softplus(margins, threshold=500) - sides * margins)).sum(dim=1)
+        margins = ahead + intercept[..., None]
+        return (dual * ahead).sum(dim=2) / 2 + (costs * (softplus(margins, threshold=500) - sides * margins)).sum(dim=2)
 
     def _take(self, weights: Floats, intercept: float) -> Self:
         self.coef_ = weights[None]
@@ -174,59 +169,48 @@ class LogisticProbe(BinaryClassifier):
         return self
 
 
-class _Gram:
-    """Inner products of the samples, ``(n_layers, n_samples, n_samples)``, formed: cheap where samples are few."""
+class _Kernel:
+    """Inner products of the samples in each layer, ``(n_layers, n_samples, n_samples)``.
 
-    def __init__(self, gram: Tensor) -> None:
-        self.gram = gram
+    They are formed where samples are few; where they outnumber their features, ``(n_layers, n_samples, n_features)``
+    does the same.
+    """
 
-    def __len__(self) -> int:
-        return len(self.gram)
-
-    def __getitem__(self, layers: Tensor) -> "_Gram":
-        return _Gram(self.gram[layers])
-
-    def __call__(self, vectors: Tensor) -> Tensor:
-        return (self.gram @ vectors[..., None])[..., 0]
-
-    def factor(self, curvatures: Tensor) -> Tensor:
-        """Return factors for `solve`, in single precision where the system is tame: the next step mends the rest."""
-        diagonal = self.gram.diagonal(dim1=1, dim2=2)
-        dtype = torch.float32 if (curvatures * diagonal).max() < TAME else torch.float64
-        scales = curvatures.sqrt().to(dtype)
-        system = self.gram.to(dtype) * scales[:, :, None] * scales[:, None, :]
-        system.diagonal(dim1=1, dim2=2).add_(1.0)
-        return torch.linalg.cholesky(system)
-
-    def solve(self, vectors: Tensor, products: Tensor, curvatures: Tensor, factor: Tensor) -> Tensor:
-        """Return the solution of ``(1 + curvatures * gram) x = vectors``; ``products`` are the matrix times these."""
-        roots = curvatures.sqrt()
-        inner = torch.cholesky_solve((roots * products).to(factor.dtype)[..., None], factor)
-        return vectors - roots * inner[..., 0]
-
-
-class _Products:
-    """The same of samples ``(n_layers, n_samples, n_features)`` that outnumber their features: never formed."""
-
-    def __init__(self, X: Tensor) -> None:
-        self.X = X
+    def __init__(self, matrices: Tensor, *, formed: bool) -> None:
+        self.matrices, self.formed = matrices, formed
 
     def __len__(self) -> int:
-        return len(self.X)
+        return len(self.matrices)
 
-    def __getitem__(self, layers: Tensor) -> "_Products":
-        return _Products(self.X[layers])
+    def __getitem__(self, layers: Tensor) -> "_Kernel":
+        return _Kernel(self.matrices[layers], formed=self.formed)
 
     def __call__(self, vectors: Tensor) -> Tensor:
-        return (self.X @ (self.X.mT @ vectors[..., None]))[..., 0]
+        return vectors @ self.matrices if self.formed else vectors @ self.matrices @ self.matrices.mT
 
-    def factor(self, curvatures: Tensor) -> Tensor:
-        """Return factors for `solve`."""
-        system = self.X.mT @ (curvatures[..., None] * self.X)
-        system.diagonal(dim1=1, dim2=2).add_(1.0)
-        return torch.linalg.cholesky(system)
 
-    def solve(self, vectors: Tensor, products: Tensor, curvatures: Tensor, factor: Tensor) -> Tensor:
-        """Return the solution of ``(1 + curvatures * gram) x = vectors``; it needs no ``products``."""
-        inner = torch.cholesky_solve(self.X.mT @ vectors[..., None], factor)
-        return vectors - curvatures * (self.X @ inner)[..., 0]
+def _step(kernel: _Kernel, residual: Tensor, slopes: Tensor, curvatures: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the Newton step by conjugate gradients in the space of the weights, from which the intercept is eliminated.
+
+    Returns the step of beta, the kernel times it, and the step of the intercept.
+    """
+    total = curvatures.sum(dim=2, keepdim=True).clamp(min=TINY)
+    rest = curvatures * (slopes.sum(dim=2, keepdim=True) / total) - residual
+    rest_ahead = kernel(rest)
+    length = (rest * rest_ahead).sum(dim=2, keepdim=True)
+    goal = INEXACT**2 * length
+    direction, direction_ahead = rest, rest_ahead
+    change, ahead = torch.zeros_like(rest), torch.zeros_like(rest)
+    for _ in range(ROUNDS):
+        weighted = curvatures * direction_ahead
+        image = direction + weighted - curvatures * (weighted.sum(dim=2, keepdim=True) / total)
+        size = length / (image * direction_ahead).sum(dim=2, keepdim=True).clamp(min=TINY)
+        change, ahead = change + size * direction, ahead + size * direction_ahead
+        rest = rest - size * image
+        rest_ahead, before = kernel(rest), length
+        length = (rest * rest_ahead).sum(dim=2, keepdim=True).clamp(min=0)
+        if (length <= goal).all():
+            break
+        turn = length / before.clamp(min=TINY)
+        direction, direction_ahead = rest + turn * direction, rest_ahead + turn * direction_ahead
+    return change, ahead, -(slopes + curvatures * ahead).sum(dim=2) / total[..., 0]

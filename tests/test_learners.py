@@ -233,6 +233,7 @@ def test_the_probe_is_at_scikit_learns_optimum(shape: tuple[int, int], C: float)
 
 
 def test_probes_of_subsets_are_those_fitted_alone() -> None:
+    """Each is within ``tol`` of the optimum, since the penalty curves the objective by 1 at least."""
     generator = np.random.default_rng(0)
     X, y = generator.normal(size=(40, 3, 50)), np.arange(40) % 2
     subsets = [np.arange(40), np.arange(0, 40, 3), generator.integers(40, size=40)]
@@ -240,8 +241,8 @@ def test_probes_of_subsets_are_those_fitted_alone() -> None:
     for rows, probes in zip(subsets, together, strict=True):
         for layer, probe in enumerate(probes):
             alone = LogisticProbe().fit(X[rows, layer], y[rows])
-            np.testing.assert_allclose(probe.coef_, alone.coef_, rtol=1e-7, atol=1e-10)
-            np.testing.assert_allclose(probe.decision_function(X[:, layer]), alone.decision_function(X[:, layer]))
+            np.testing.assert_allclose(probe.coef_, alone.coef_, rtol=0, atol=2e-8)
+            np.testing.assert_allclose(probe.intercept_, alone.intercept_, rtol=0, atol=1e-7)
 
 
 def test_a_probe_that_did_not_converge_says_so() -> None:
