@@ -19,7 +19,7 @@ from steerkit.fingerprint import digest_weights
 from steerkit.hooks import capture, has_hooks
 from steerkit.language_model import LanguageModel
 from steerkit.prompts import check_prompts, split_pairs
-from steerkit.trunk import TOKENS_PER_BATCH, passes
+from steerkit.trunk import passes, tokens_per_batch
 
 Floats = NDArray[np.float32]
 
@@ -127,7 +127,7 @@ def stream_activations(model: LanguageModel, texts: Sequence[str], layer: int, *
         raise InvalidInputError("the texts hold no tokens but special ones; pass texts with words in them.")
     found: dict[int, Tensor] = {}
     with model.held() as bare, torch.inference_mode():
-        for rows in batches([len(piece) for piece in pieces], tokens=TOKENS_PER_BATCH):
+        for rows in batches([len(piece) for piece in pieces], tokens=tokens_per_batch(model)):
             ids, mask = model.pad([pieces[row] for row in rows])
             with capture(model.blocks, [layer], Tensor.float) as kept:
                 bare.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)

@@ -12,7 +12,8 @@ from steerkit.hooks import has_hooks
 from steerkit.language_model import LanguageModel
 from steerkit.prefix_tree import Tree, grow
 
-TOKENS_PER_BATCH = 4096
+TOKENS_PER_BATCH, TOKENS_ON_CPU = 4096, 1024
+"""Most tokens of a pass: on a CPU, no more than its caches hold the activations of an MLP for."""
 WIDTH = 256
 """Most tokens of a tree: in a wider one, attention to other sequences, masked but computed, outweighs what is saved."""
 SAVED = 0.1
@@ -45,7 +46,7 @@ def passes(
     tokens : int, optional
         That bound, if it is to be lower than usual.
     """
-    room = min(TOKENS_PER_BATCH, tokens or TOKENS_PER_BATCH)
+    room = min(tokens_per_batch(model), tokens or TOKENS_PER_BATCH)
     trees = [] if batch_size else list(grow(sequences, WIDTH))
     total = sum(map(len, sequences))
     if trees and sum(len(t.tokens) for t in trees) <= (1 - SAVED) * total and _shares(model, max(map(len, sequences))):
@@ -60,6 +61,11 @@ def passes(
             for place, row in enumerate(rows)
         }
         yield Pass({"input_ids": ids, "attention_mask": mask, "use_cache": False}, paths)
+
+
+def tokens_per_batch(model: LanguageModel) -> int:
+    """Return the most tokens, padding included, that a pass should have where the model is."""
+    return TOKENS_ON_CPU if model.model.device.type == "cpu" else TOKENS_PER_BATCH
 
 
 def _branching(model: LanguageModel, trees: Sequence[Tree]) -> Pass:
