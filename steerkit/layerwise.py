@@ -197,6 +197,11 @@ class LayerwiseDirections(TransformerMixin, BaseEstimator):
                 f"X has shape {X.shape}, (n_samples, n_layers, hidden size) was expected; pass the activations of an "
                 "ActivationExtractor."
             )
+        if not (finite := np.isfinite(X).all(axis=(0, 2))).all():
+            raise InvalidInputError(
+                f"X has NaN or infinite activations at positions {np.flatnonzero(~finite).tolist()} of its layers, "
+                "finite ones were expected; leave these layers out or load the model with dtype='float32'."
+            )
         return X
 
     def _splits(self, X: Floats, codes: Integers, groups: ArrayLike | None) -> list[Any]:

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import assert_all_finite
 from torch import Tensor
 from torch.nn.functional import softplus
 
@@ -42,7 +43,7 @@ class LogisticProbe(BinaryClassifier):
     max_iter : int
         Most Newton steps.
     tol : float
-        Stop where the gradient is shorter than this, for weights and intercept.
+        Stop where the gradient is shorter than this, for weights and intercept, or where only rounding is left of it.
 
     Attributes
     ----------
@@ -50,6 +51,7 @@ class LogisticProbe(BinaryClassifier):
     coef_ : ndarray of shape (1, n_features), float64
     intercept_ : ndarray of shape (1,), float64
     n_iter_ : int
+        The most Newton steps of all that were fitted together.
 
     References
     ----------
@@ -80,7 +82,9 @@ class LogisticProbe(BinaryClassifier):
         list of lists
             For each subset, one fitted probe per layer.
         """
-        weights, intercepts = self._solve(np.asarray(X, dtype=np.float64), subsets)
+        X = np.asarray(X, dtype=np.float64)
+        assert_all_finite(X, input_name="X")
+        weights, intercepts = self._solve(X, subsets)
         fitted = []
         for (_, y), directions, cuts in zip(subsets, weights, intercepts, strict=True):
             probes = [clone(self) for _ in directions]
@@ -98,23 +102,30 @@ class LogisticProbe(BinaryClassifier):
         layers, few = X.swapaxes(0, 1), X.shape[0] <= X.shape[2]
         # NumPy computes but half of such a product, and needs no copy of the layer.
         kernel = _Kernel(torch.from_numpy(np.stack([x @ x.T if few else x for x in layers])), formed=few)
-        costs, sides = torch.zeros(2, len(subsets), len(X), dtype=torch.float64)
+        costs, sides = np.zeros((2, len(subsets), len(X)))
         for number, (rows, y) in enumerate(subsets):
-            share = y.mean()
+            share = np.mean(y)
             each = self.C * np.where(y > 0, 0.5 / share, 0.5 / (1 - share))
-            costs[number].index_add_(0, torch.from_numpy(rows), torch.from_numpy(each))  # a bootstrap draws some twice
-            sides[number, rows] = torch.from_numpy(y).double()
+            np.add.at(costs[number], rows, each)  # a bootstrap draws some twice
+            sides[number, rows] = y
         self.n_iter_, at_once = 0, max(1, AT_ONCE // (len(layers) * len(X)))
-        solved = [self._newton(kernel, *part) for part in zip(costs.split(at_once), sides.split(at_once), strict=True)]
-        duals, intercepts = (torch.cat(parts, dim=1).numpy() for parts in zip(*solved, strict=True))
-        weights = [dual @ x for dual, x in zip(duals, layers, strict=True)]
-        return np.stack(weights, axis=1), intercepts.swapaxes(0, 1)
+        parts = zip(torch.from_numpy(costs).split(at_once), torch.from_numpy(sides).split(at_once), strict=True)
+        duals, intercepts, arrived = zip(*(self._newton(kernel, *part) for part in parts), strict=True)
+        if not all(arrived):
+            warnings.warn(
+                f"the probe did not converge in {self.max_iter} steps; raise max_iter or lower C.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+        weights = [dual @ x for dual, x in zip(torch.cat(duals, dim=1).numpy(), layers, strict=True)]
+        return np.stack(weights, axis=1), torch.cat(intercepts, dim=1).numpy().swapaxes(0, 1)
 
-    def _newton(self, kernel: "_Kernel", costs: Tensor, sides: Tensor) -> tuple[Tensor, Tensor]:
+    def _newton(self, kernel: "_Kernel", costs: Tensor, sides: Tensor) -> tuple[Tensor, Tensor, bool]:
         """Minimise, for all layers and the subsets of these costs and sides, both ``(n_subsets, n_samples)``.
 
-        Returns beta ``(n_layers, n_subsets, n_samples)`` and intercepts ``(n_layers, n_subsets)``. At the optimum beta
-        is minus the gradient of the losses by the margins, and sums to zero; where a sample costs nothing, it is zero.
+        Returns beta ``(n_layers, n_subsets, n_samples)``, intercepts ``(n_layers, n_subsets)`` and whether all are
+        there. At the optimum beta is minus the gradient of the losses by the margins, and sums to zero; where a sample
+        costs nothing, it is zero.
         """
         live = torch.arange(len(kernel))  # the layers that are not there yet
         duals, intercepts = torch.zeros(len(live), *costs.shape).double(), torch.zeros(len(live), len(costs)).double()
@@ -132,7 +143,7 @@ class LogisticProbe(BinaryClassifier):
             if done.any():
                 duals[live[done]], intercepts[live[done]] = dual[done], intercept[done]
                 if done.all():
-                    return duals, intercepts
+                    return duals, intercepts, True
                 state = (live, dual, intercept, ahead, value, residual, misses, slopes, curvatures)
                 live, dual, intercept, ahead, value, residual, misses, slopes, curvatures = (p[~done] for p in state)
                 kernel = kernel[~done]
@@ -143,20 +154,19 @@ class LogisticProbe(BinaryClassifier):
                 scale = size[..., None]
                 tried = dual + scale * change, ahead + scale * ahead_change, intercept + size * shift
                 fresh = self._objective(*tried, costs, sides)
-                worse = fresh > value + 1e-12 * value.abs()
-                if not worse.any():
+                good = fresh <= value + 1e-12 * value.abs()
+                if good.all():
                     break
-                size = torch.where(worse, size / 2, size)
-            stalled = value - fresh <= ROUNDING * value.abs()
-            (dual, ahead, intercept), value = tried, fresh
+                size = torch.where(good, size, size / 2)
+            stalled = ~(value - fresh > ROUNDING * value.abs())
+            start = (dual, ahead, intercept, value)
+            dual, ahead, intercept, value = (
+                torch.where(good if new.ndim == 2 else good[..., None], new, old)
+                for new, old in zip((*tried, fresh), start, strict=True)
+            )
             self.n_iter_ = max(self.n_iter_, step)
         duals[live], intercepts[live] = dual, intercept
-        warnings.warn(
-            f"the probe did not converge in {self.max_iter} steps; raise max_iter or lower C.",
-            ConvergenceWarning,
-            stacklevel=4,
-        )
-        return duals, intercepts
+        return duals, intercepts, False
 
     @staticmethod
     def _objective(dual: Tensor, ahead: Tensor, intercept: Tensor, costs: Tensor, sides: Tensor) -> Tensor:
@@ -164,7 +174,7 @@ class LogisticProbe(BinaryClassifier):
         return (dual * ahead).sum(dim=2) / 2 + (costs * (softplus(margins, threshold=500) - sides * margins)).sum(dim=2)
 
     def _take(self, weights: Floats, intercept: float) -> Self:
-        self.coef_ = weights[None]
+        self.coef_ = weights[None].copy()  # a view would keep the weights of all folds
         self.intercept_ = np.array([intercept])
         return self
 
@@ -197,19 +207,21 @@ def _step(kernel: _Kernel, residual: Tensor, slopes: Tensor, curvatures: Tensor)
     total = curvatures.sum(dim=2, keepdim=True).clamp(min=TINY)
     rest = curvatures * (slopes.sum(dim=2, keepdim=True) / total) - residual
     rest_ahead = kernel(rest)
-    length = (rest * rest_ahead).sum(dim=2, keepdim=True)
+    length = (rest * rest_ahead).sum(dim=2, keepdim=True).clamp(min=0)
     goal = INEXACT**2 * length
     direction, direction_ahead = rest, rest_ahead
     change, ahead = torch.zeros_like(rest), torch.zeros_like(rest)
     for _ in range(ROUNDS):
         weighted = curvatures * direction_ahead
         image = direction + weighted - curvatures * (weighted.sum(dim=2, keepdim=True) / total)
-        size = length / (image * direction_ahead).sum(dim=2, keepdim=True).clamp(min=TINY)
+        bend = (image * direction_ahead).sum(dim=2, keepdim=True)
+        # Those that are there, or whose direction is rounding, wait for the others.
+        size = torch.where((length > goal) & (bend > 0), length / bend.clamp(min=TINY), 0.0)
         change, ahead = change + size * direction, ahead + size * direction_ahead
         rest = rest - size * image
         rest_ahead, before = kernel(rest), length
         length = (rest * rest_ahead).sum(dim=2, keepdim=True).clamp(min=0)
-        if (length <= goal).all():
+        if ((length <= goal) | (size == 0)).all():
             break
         turn = length / before.clamp(min=TINY)
         direction, direction_ahead = rest + turn * direction, rest_ahead + turn * direction_ahead

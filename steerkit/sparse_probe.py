@@ -113,7 +113,7 @@ class SparseProbe(BinaryClassifier):
             "violation", stopping_threshold=self.tol, patience=self.max_iter, check_finite=False,
             check_on_train_epoch_end=True,
         )  # fmt: skip
-        batch = torch.from_numpy(np.require(X, requirements="W")), torch.from_numpy(sides).double()
+        batch = torch.from_numpy(np.require(X, requirements=["C", "W"])), torch.from_numpy(sides).double()
         loader: DataLoader[Any] = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]  # a list is all a loader needs
         trainer = train(
             module, loader, max_epochs=self.max_iter, callbacks=[stop],
@@ -170,7 +170,11 @@ class _Newton(LightningModule):
         if self.k and not self.history:
             centred = sides - sides.mean()
             self.penalties = 0.8 * _correlate(X, centred.expand(X.shape[1], -1)).abs().amax(dim=1) / len(sides)
-            self.units = self.penalties
+            constant = self.penalties <= 1e-12 * X.abs().amax(
+                dim=(0, 2)
+            )  # nothing but rounding tells the classes apart
+            self.units = self.penalties.masked_fill(constant, 1.0)
+            self.allowed, self.refitted = self.allowed & ~constant[:, None], self.refitted | constant
         if not self.history:
             self.margins = self._margins(X)
         chances = torch.sigmoid(self.margins)

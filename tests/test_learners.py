@@ -17,6 +17,7 @@ from sklearn.svm import SVC, LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from steerkit.exceptions import ContrastSetError, InvalidInputError, NotAffineError
+from steerkit.layerwise import LayerwiseDirections
 from steerkit.learners import LEARNERS, MassMean, MeanDifference, PrincipalDifference, make_learner, readout
 from steerkit.logistic_probe import LogisticProbe
 from steerkit.sparse_autoencoder import SparseAutoencoder
@@ -243,6 +244,44 @@ def test_probes_of_subsets_are_those_fitted_alone() -> None:
             alone = LogisticProbe().fit(X[rows, layer], y[rows])
             np.testing.assert_allclose(probe.coef_, alone.coef_, rtol=0, atol=2e-8)
             np.testing.assert_allclose(probe.intercept_, alone.intercept_, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("C", [1.0, 1e2, 1e4, 1e6])
+@pytest.mark.parametrize("shape", ["rank one", "rank three", "six texts", "constant", "many samples"])
+def test_probes_of_degenerate_layers_are_finite_and_those_fitted_alone(shape: str, C: float) -> None:
+    """Beside each other, those that are there wait and take no step on rounding."""
+    generator = np.random.default_rng(0)
+    rank = {"rank one": 1, "rank three": 3}.get(shape, 16)
+    X = np.einsum("slr,lrf->slf", generator.normal(size=(40, 4, rank)), generator.normal(size=(4, rank, 64)))
+    X[:, 1] = generator.normal(size=(40, 64))
+    if shape == "six texts":
+        X[:, 0] = X[np.arange(40) % 6, 0]
+    if shape == "constant":
+        X[:, 0] = X[0, 0]
+    X = X[..., :16] if shape == "many samples" else X
+    y = generator.permutation(np.arange(40) % 2)
+    subsets = [np.arange(40), np.arange(0, 40, 3), generator.integers(40, size=40), np.arange(40)]
+    sides = [y, y[::3], y[subsets[2]], np.arange(40) // 20]
+    fitted = LogisticProbe(C).fit_subsets(X, list(zip(subsets, sides, strict=True)))
+    for rows, targets, probes in zip(subsets, sides, fitted, strict=True):
+        for layer, probe in enumerate(probes):
+            alone = LogisticProbe(C).fit(X[rows, layer], targets)
+            one, other = (objective(p, X[rows, layer], targets) for p in (probe, alone))
+            assert one == pytest.approx(other, rel=1e-5, abs=1e-9)
+
+
+def objective(probe: LogisticProbe, X: np.ndarray, y: np.ndarray) -> float:
+    costs = np.where(y == 1, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
+    margins = X @ probe.coef_[0] + probe.intercept_[0]
+    return float((probe.coef_**2).sum() / 2 + probe.C * (costs * (np.logaddexp(0, margins) - y * margins)).sum())
+
+
+def test_infinite_activations_are_refused() -> None:
+    X, y = np.ones((6, 3, 2)), np.arange(6) % 2
+    X[0, 2, 0] = np.inf
+    expected = "X has NaN or infinite activations at positions [2] of its layers, finite ones were expected; "
+    with pytest.raises(InvalidInputError, match=re.escape(expected)):
+        LayerwiseDirections().fit(X, y)
 
 
 def test_a_probe_that_did_not_converge_says_so() -> None:

@@ -119,3 +119,17 @@ def test_senseless_settings_are_refused() -> None:
         SparseProbe(k=2.5).fit(X[:, 0], y)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match=re.escape("C='1' is no number above 0; pass such a number.")):
         SparseProbe(C="1").fit(X[:, 0], y)  # type: ignore[arg-type]
+
+
+def test_any_memory_layout_will_do() -> None:
+    X, y = np.random.default_rng(0).normal(size=(20, 3, 8)), np.arange(20) % 2
+    forward, backward = SparseProbe().fit_layers(X, y), SparseProbe().fit_layers(X[::-1], y[::-1])
+    np.testing.assert_allclose(forward[0].coef_, backward[0].coef_, atol=1e-6)
+
+
+def test_a_constant_layer_keeps_no_neuron() -> None:
+    X, y = np.random.default_rng(0).normal(size=(20, 2, 8)), np.arange(20) % 2
+    X[:, 0] = X[0, 0]
+    constant, other = SparseProbe(k=3).fit_layers(X, y)
+    assert not len(constant.support_)
+    assert len(other.support_) == 3
