@@ -20,6 +20,8 @@ INEXACT, ROUNDS = 0.1, 200
 """What a step leaves of the gradient of its quadratic model, and most rounds in which it gets there."""
 ROUNDING = 1e-13
 """The share of the objective by which a step must lower it to be more than rounding."""
+FAR = 1e-6
+"""The share of its first length that a gradient must fall below, if rounding ends the steps, to be at the optimum."""
 TINY = 1e-300
 AT_ONCE = 2**20
 """Most numbers, of all samples, layers and subsets, that are solved for at once."""
@@ -113,7 +115,7 @@ class LogisticProbe(BinaryClassifier):
         duals, intercepts, arrived = zip(*(self._newton(kernel, *part) for part in parts), strict=True)
         if not all(arrived):
             warnings.warn(
-                f"the probe did not converge in {self.max_iter} steps; raise max_iter or lower C.",
+                f"the probe did not converge in {self.n_iter_} steps; raise max_iter or lower C.",
                 ConvergenceWarning,
                 stacklevel=3,
             )
@@ -132,6 +134,7 @@ class LogisticProbe(BinaryClassifier):
         dual, intercept, ahead = duals.clone(), intercepts.clone(), duals.clone()  # ahead: the kernel times beta
         value = self._objective(dual, ahead, intercept, costs, sides)
         before, stalled = torch.full_like(intercept, torch.inf), torch.zeros_like(intercept, dtype=torch.bool)
+        arrived, first = True, before
         for step in range(1, self.max_iter + 1):
             chances = torch.sigmoid(ahead + intercept[..., None])
             slopes, curvatures = costs * (chances - sides), costs * chances * (1 - chances)
@@ -139,13 +142,17 @@ class LogisticProbe(BinaryClassifier):
             lengths = (residual * kernel(residual)).sum(dim=2).clamp(min=0).sqrt()
             misses = torch.maximum(lengths, slopes.sum(dim=2).abs())
             # Where steps gain nothing and the gradient stays as it is, only rounding is left of it.
+            first = misses if step == 1 else first
             done = ((misses <= self.tol) | (stalled & (misses > before / 2))).all(dim=1)
             if done.any():
+                arrived &= bool((misses[done] <= (FAR * first[done]).clamp(min=self.tol)).all())
                 duals[live[done]], intercepts[live[done]] = dual[done], intercept[done]
                 if done.all():
-                    return duals, intercepts, True
-                state = (live, dual, intercept, ahead, value, residual, misses, slopes, curvatures)
-                live, dual, intercept, ahead, value, residual, misses, slopes, curvatures = (p[~done] for p in state)
+                    return duals, intercepts, arrived
+                state = (live, first, dual, intercept, ahead, value, residual, misses, slopes, curvatures)
+                live, first, dual, intercept, ahead, value, residual, misses, slopes, curvatures = (
+                    part[~done] for part in state
+                )
                 kernel = kernel[~done]
             before = misses
             change, ahead_change, shift = _step(kernel, residual, slopes, curvatures)
