@@ -141,8 +141,8 @@ class LogisticProbe(BinaryClassifier):
             residual = dual + slopes
             lengths = (residual * kernel(residual)).sum(dim=2).clamp(min=0).sqrt()
             misses = torch.maximum(lengths, slopes.sum(dim=2).abs())
-            # Where steps gain nothing and the gradient stays as it is, only rounding is left of it.
             first = misses if step == 1 else first
+            # Where steps gain nothing and the gradient stays as it is, only rounding is left of it.
             done = ((misses <= self.tol) | (stalled & (misses > before / 2))).all(dim=1)
             if done.any():
                 arrived &= bool((misses[done] <= (FAR * first[done]).clamp(min=self.tol)).all())
