@@ -22,9 +22,10 @@ from steerkit.language_model import LanguageModel
 from steerkit.mlflow_requests import layer_vectors
 from steerkit.mlflow_store import HOW, autologging_paused, is_installed
 from steerkit.neighbourhood import Neighbourhood, neighbourhood
-from steerkit.plots import check_drawable, figures, plot_neighbourhood
+from steerkit.plots import check_drawable, figures, plot_neighbourhood, plot_references
 from steerkit.reading import EffectReader
 from steerkit.recipe import Recipe
+from steerkit.references import sweep_references
 from steerkit.reliability import LIMITS, controls_section, reading_section, side_effects_section
 from steerkit.report import answers_page
 from steerkit.steered import SteeredModel
@@ -90,6 +91,14 @@ def run(
         steered.card = _card(steered, estimator, swept, calibration, (test_scores, words, reader))
         shown = _show(steered, calibration, recipe, max(map(abs, swept.alphas)))
         drawn = figures(estimator, swept, calibration) if calibration is not None else {}
+        if told := [prompt for prompt in recipe.sweep.prompts if prompt in recipe.references]:
+            answers = [[recipe.references[prompt][label] for prompt in told] for label in recipe.data.labels]
+            ratios = sweep_references(
+                estimator, told, dict(zip(estimator.classes_, answers, strict=True)), alphas=swept.alphas,
+                layers=swept.layers, random_state=recipe.sweep.random_state,
+            )  # fmt: skip
+            ratios.to_csv(folder / "references.csv", index=False)
+            drawn["references"] = plot_references(ratios, recipe.data.labels, calibration)
         swept.save(folder / "sweep")
         page = answers_page(swept, swept.layers[0] if calibration is None else calibration.layer)
         (folder / "answers.html").write_text(page, encoding="utf-8")

@@ -1,9 +1,11 @@
 """Figures of a fitted estimator and a sweep. Colours can be told apart by the colour-blind and, printed, in grey."""
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from steerkit.calibration import Calibration
 from steerkit.estimator import SteeringEstimator
@@ -177,6 +179,34 @@ def plot_prompts(sweep: Sweep, calibration: Calibration) -> "Figure":
         title=f"Layer {calibration.layer}: {wrong.mean():.0%} of the prompts are anti-steerable",
     )  # fmt: skip
     axes.legend(frameon=False, fontsize="small", loc="lower right")
+    return figure
+
+
+def plot_references(ratios: pd.DataFrame, labels: Sequence[str], calibration: Calibration | None = None) -> "Figure":
+    """Draw by layer how far given answers trade places in likelihood between -alpha and +alpha, equal at all layers.
+
+    ``ratios`` is what `sweep_references` returned. With a calibration, alphas beyond its usable ones are left out.
+    """
+    figure, (axes,) = _figure(1, height=3.4, width=8.4)
+    means = ratios.groupby(["direction", "alpha", "layer"])["ratio"].mean()
+    bare = float(means["unsteered"].mean())
+    sizes = sorted({abs(alpha) for alpha in ratios["alpha"]} - {0.0})
+    usable = [size for size in sizes if calibration is None or size <= max(map(abs, calibration.alphas))] or sizes[:1]
+    drawn = [("fitted", ORANGE, "-", "o", place, size) for place, size in enumerate(usable)]
+    drawn += [("random", GREY, *DASHES["random"], len(usable) - 1, usable[-1])]
+    for direction, colour, line, marker, place, size in drawn:
+        ends = [means[direction, end] if end in means[direction] else bare for end in (size, -size)]
+        span = pd.Series(ends[0] - ends[1])
+        axes.plot(
+            span.index, span, color=colour, linestyle=line, marker=marker, alpha=(place + 1) / len(usable),
+            label=f"{direction} direction, alpha ±{size:g}",
+        )  # fmt: skip
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.set(
+        xlabel="layer", ylabel=f"{labels[1]} against {labels[0]} answer\n(nats per token)", xticks=list(span.index),
+        title="How far given answers trade places in likelihood, at equal alphas",
+    )  # fmt: skip
+    axes.legend(frameon=False, fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

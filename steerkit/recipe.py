@@ -4,10 +4,10 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from steerkit.datasets import EXPERTISE
 from steerkit.exceptions import RecipeError
@@ -94,8 +94,20 @@ class Recipe(_Section):
     estimator: EstimatorSection = EstimatorSection()
     sweep: SweepSection
     calibration: CalibrationSection = CalibrationSection()
+    references: dict[Text, dict[str, Text]] = Field(
+        default={}, description="by prompt, an answer of either label; those of prompts that are not swept are left out"
+    )
     show: Text = "What is a neutron star?"
     track: bool = True
+
+    @model_validator(mode="after")
+    def _check_references(self) -> Self:
+        for prompt, answers in self.references.items():
+            if set(answers) != set(self.data.labels):
+                raise ValueError(
+                    f"references of {prompt!r} are for {list(answers)}, for {list(self.data.labels)} were expected"
+                )
+        return self
 
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:

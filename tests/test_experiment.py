@@ -22,6 +22,7 @@ def test_a_run_that_was_broken_off_goes_on(saved: Callable[[str], Path], tmp_pat
         "model": {"name": str(saved("llama"))},
         "data": {"train": str(tmp_path / "train.csv"), "test": str(tmp_path / "train.csv"), "labels": ["a", "b"]},
         "sweep": {"prompts": TEXTS[:3], "layers": [1, 2], "alphas": [-0.5, 0.5], "max_new_tokens": 6},
+        "references": {TEXTS[0]: {"a": "one thing", "b": "another"}, "not swept": {"a": "one", "b": "two"}},
         "show": TEXTS[0],
     }
     passes: list[int] = []
@@ -39,3 +40,5 @@ def test_a_run_that_was_broken_off_goes_on(saved: Callable[[str], Path], tmp_pat
     assert 0 < len(passes) - broken_off < broken_off
     assert not (tmp_path / ".out.cells").exists()
     assert len(resumed.sweep.cells) == 3 + 2 * 2 * 2 * 3
+    assert set(pd.read_csv(tmp_path / "out" / "references.csv")["prompt"]) == {TEXTS[0]}
+    assert (tmp_path / "out" / "plots" / "references.png").stat().st_size

@@ -84,6 +84,11 @@ def test_data_files_are_found_beside_the_recipe(tmp_path: Path) -> None:
             [],
             "pass an existing CSV or JSONL file, or expertise:train, expertise:test,",
         ),
+        (
+            "references: {What is it: {novice: A lump of ice.}}",
+            [],
+            "value error, references of 'What is it' are for ['novice'], for ['novice', 'expert'] were expected",
+        ),
         ("a: [", [], "is no readable YAML"),
     ],
 )
