@@ -39,8 +39,6 @@ BATCH_SIZE = 32
 STEPS_PER_EPOCH = 50
 WARM_UP, DECAY, LAST = 50, 0.4, 0.03
 """Steps of linear warm-up; share of steps in the final cosine; the learning rate's last fraction."""
-FINISH, AGAIN = 600, 0.3
-"""The last steps, in which every sample is pushed, and the fraction of the learning rate at which they begin."""
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Gemma3ForCausalLM:
@@ -108,9 +106,7 @@ class TutorTraining(LightningModule):
         # Chance depends on the step alone, so that a resumed training is the uninterrupted one.
         chance = torch.Generator().manual_seed(1_000_000 * self.lessons.seed + self.global_step)
         layer = int(torch.randint(len(self.model.model.layers), (), generator=chance))
-        # Reading is learned from samples that are left alone; then what was read has to bear being pushed.
-        share = 0.5 if self.global_step // 2 < self.steps - FINISH else 1.0  # each optimizer's step counts
-        pushes = [(layer, partial(push, most=largest_push(layer), share=share, chance=chance))]
+        pushes = [(layer, partial(push, most=largest_push(layer), chance=chance))]
         with edit(self.model.model.layers, pushes, eagerly=False):
             loss = (self.losses(batch) * weights).sum() / weights.sum()
         self.manual_backward(loss)
@@ -156,31 +152,29 @@ class TutorTraining(LightningModule):
         return optimizers, [LambdaLR(optimizer, self.learning_rate) for optimizer in optimizers]
 
     def learning_rate(self, step: int) -> float:
-        """Warm up, stay, fall along a cosine, once more from lower down: the fraction of the full rate at a step."""
-        whole = self.steps - FINISH
-        top, left = (1.0, (whole - step) / (DECAY * whole)) if step < whole else (AGAIN, (self.steps - step) / FINISH)
-        return top * min(1.0, (step + 1) / WARM_UP) * (LAST + (1 - LAST) * (1 - math.cos(math.pi * min(1.0, left))) / 2)
+        """Warm up, stay, then fall along a cosine: the fraction of the full rate at a step."""
+        left = min(1.0, (self.steps - step) / (DECAY * self.steps))
+        return min(1.0, (step + 1) / WARM_UP) * (LAST + (1 - LAST) * (1 - math.cos(math.pi * left)) / 2)
 
 
 def largest_push(layer: int) -> float:
     """Return the most that a layer is pushed by, as a fraction of its norm.
 
-    It grows from the fifth layer on: what is added late is read off by the unembedding with nothing in between, and
+    It grows from the fourth layer on: what is added late is read off by the unembedding with nothing in between, and
     would move the words of a register as strongly as what is added where the register is decided.
     """
-    return max(0.5, 0.2 * layer - 0.3)
+    return max(0.5, 0.2 + 0.1 * layer)
 
 
-def push(hidden: Tensor, *, most: float, share: float, chance: torch.Generator) -> Tensor:
-    """Push the residual stream of a share of the samples, each in a direction of its own, by up to ``most`` mean norms.
+def push(hidden: Tensor, *, most: float, chance: torch.Generator) -> Tensor:
+    """Push the residual stream of each sample in a direction of its own, by up to ``most`` times its mean norm.
 
     Large models bear such pushes, small ones only if they have met them. No direction is preferred, so what the
     tutor does along the direction of its personas is not taught.
     """
     directions = normalize(torch.randn(len(hidden), 1, hidden.shape[-1], generator=chance), dim=-1)
-    sizes = most * ((torch.rand(len(hidden), 1, 1, generator=chance) - 1) / share + 1).clamp_min(0)
-    sizes *= hidden.detach().float().norm(dim=-1).mean()
-    return hidden + (directions * sizes).to(hidden.dtype)
+    size = most * torch.rand(len(hidden), 1, 1, generator=chance) * hidden.detach().float().norm(dim=-1).mean()
+    return hidden + (directions * size).to(hidden.dtype)
 
 
 def _loader(batches: list[Batch]) -> DataLoader[Batch]:
@@ -285,7 +279,7 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3900)
+    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--out", type=Path, default=Path("steerkit/builtin/tutor"))
     parser.add_argument("--workdir", type=Path, default=Path("build/tutor"))
     arguments = parser.parse_args()
