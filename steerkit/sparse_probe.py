@@ -170,9 +170,8 @@ class _Newton(LightningModule):
         if self.k and not self.history:
             centred = sides - sides.mean()
             self.penalties = 0.8 * _correlate(X, centred.expand(X.shape[1], -1)).abs().amax(dim=1) / len(sides)
-            constant = self.penalties <= 1e-12 * X.abs().amax(
-                dim=(0, 2)
-            )  # nothing but rounding tells the classes apart
+            # Where nothing but rounding tells the classes apart, no neuron does.
+            constant = self.penalties <= 1e-12 * X.abs().amax(dim=(0, 2))
             self.units = self.penalties.masked_fill(constant, 1.0)
             self.allowed, self.refitted = self.allowed & ~constant[:, None], self.refitted | constant
         if not self.history:
