@@ -65,8 +65,9 @@ def run(
 ) -> Run:  # fmt: skip
     """Run a recipe and write ``steered/``, ``sweep/``, ``plots/`` and ``recipe.yaml`` to the folder ``output``.
 
-    Until then the finished cells are kept beside it, in ``.<output>.cells``, from where a run that was broken off goes
-    on.
+    Where the recipe has references, ``references.csv`` holds their likelihood ratios (see `sweep_references`). Until
+    all is written the finished cells are kept beside the folder, in ``.<output>.cells``, from where a run that was
+    broken off goes on.
 
     Raises
     ------
