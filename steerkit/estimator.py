@@ -15,8 +15,9 @@ from steerkit.activations import check_texts, remembered_activations, resolve_la
 from steerkit.exceptions import ContrastSetError, InvalidInputError
 from steerkit.fingerprint import digest_weights
 from steerkit.fitted_directions import FittedDirections, Floats
+from steerkit.labels import check_labels
 from steerkit.language_model import LanguageModel
-from steerkit.layerwise import LayerwiseDirections, check_labels
+from steerkit.layerwise import LayerwiseDirections
 from steerkit.learners import GivenDirections, make_learner
 from steerkit.reliability import estimator_card
 from steerkit.steered import SteeredModel

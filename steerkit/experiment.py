@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import yaml
 from numpy.typing import NDArray
 from sklearn.utils import Bunch
@@ -92,12 +93,7 @@ def run(
         steered.card = _card(steered, estimator, swept, calibration, (test_scores, words, reader))
         shown = _show(steered, calibration, recipe, max(map(abs, swept.alphas)))
         drawn = figures(estimator, swept, calibration) if calibration is not None else {}
-        if told := [prompt for prompt in recipe.sweep.prompts if prompt in recipe.references]:
-            answers = [[recipe.references[prompt][label] for prompt in told] for label in recipe.data.labels]
-            ratios = sweep_references(
-                estimator, told, dict(zip(estimator.classes_, answers, strict=True)), alphas=swept.alphas,
-                layers=swept.layers, random_state=recipe.sweep.random_state,
-            )  # fmt: skip
+        if (ratios := _ratios(recipe, estimator, swept)) is not None:
             ratios.to_csv(folder / "references.csv", index=False)
             drawn["references"] = plot_references(ratios, recipe.data.labels, calibration)
         swept.save(folder / "sweep")
@@ -173,6 +169,18 @@ def _fit(
     say(f"Reading what it answers to {test.DESCR}")
     reader = EffectReader(model, max_new_tokens=recipe.sweep.max_new_tokens)
     return estimator, reader.fit(test.data, test.target, test.groups)
+
+
+def _ratios(recipe: Recipe, estimator: SteeringEstimator, swept: Sweep) -> pd.DataFrame | None:
+    """Return what the cells of a sweep do to the likelihood of the recipe's references; None where it has none."""
+    prompts = [prompt for prompt in recipe.sweep.prompts if prompt in recipe.references]
+    if not prompts:
+        return None
+    answers = [[recipe.references[prompt][label] for prompt in prompts] for label in recipe.data.labels]
+    return sweep_references(
+        estimator, prompts, dict(zip(estimator.classes_, answers, strict=True)), alphas=swept.alphas,
+        layers=swept.layers, random_state=recipe.sweep.random_state,
+    )  # fmt: skip
 
 
 def _card(

@@ -102,7 +102,7 @@ class LogisticProbe(BinaryClassifier):
         check_positive("tol", self.tol)
         check_count("max_iter", self.max_iter)
         layers, few = X.swapaxes(0, 1), X.shape[0] <= X.shape[2]
-        # NumPy computes but half of such a product, and needs no copy of the layer.
+        # NumPy computes but half of such a product.
         kernel = _Kernel(torch.from_numpy(np.stack([x @ x.T if few else x for x in layers])), formed=few)
         costs, sides = np.zeros((2, len(subsets), len(X)))
         for number, (rows, y) in enumerate(subsets):

@@ -15,7 +15,7 @@ from steerkit.checks import check_count
 from steerkit.controls import steered_layers
 from steerkit.estimator import SteeringEstimator
 from steerkit.exceptions import ContrastSetError, InvalidInputError
-from steerkit.layerwise import check_labels
+from steerkit.labels import check_labels
 from steerkit.prompts import Prompt
 from steerkit.reading import EffectReader
 from steerkit.resampling import resamples

@@ -4,10 +4,19 @@ import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from steerkit.datasets import EXPERTISE
 from steerkit.exceptions import RecipeError
@@ -100,14 +109,16 @@ class Recipe(_Section):
     show: Text = "What is a neutron star?"
     track: bool = True
 
-    @model_validator(mode="after")
-    def _check_references(self) -> Self:
-        for prompt, answers in self.references.items():
-            if set(answers) != set(self.data.labels):
-                raise ValueError(
-                    f"references of {prompt!r} are for {list(answers)}, for {list(self.data.labels)} were expected"
-                )
-        return self
+    @field_validator("references")
+    @classmethod
+    def _check_references(
+        cls, references: dict[str, dict[str, str]], others: ValidationInfo
+    ) -> dict[str, dict[str, str]]:
+        labels = list(others.data["data"].labels) if "data" in others.data else []  # else data has a problem of its own
+        for prompt, answers in references.items():
+            if labels and set(answers) != set(labels):
+                raise ValueError(f"references of {prompt!r} are for {list(answers)}, for {labels} were expected")
+        return references
 
 
 def load_recipe(path: str | Path, settings: Sequence[str] = ()) -> Recipe:

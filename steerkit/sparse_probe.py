@@ -197,7 +197,7 @@ class _Newton(LightningModule):
     def _margins(self, X: Tensor) -> Tensor:
         return (self.weights[:, None] @ X.permute(1, 2, 0))[:, 0] + self.intercepts[:, None]
 
-    def _objective(self, problems: Tensor, margins: Tensor, sides: Tensor, weights: Tensor) -> Tensor:
+    def _objective(self, problems: Tensor | slice, margins: Tensor, sides: Tensor, weights: Tensor) -> Tensor:
         losses = (softplus(margins) - sides * margins).mean(dim=1)
         sizes = self.penalties[problems] * weights.abs().sum(dim=1)
         return losses + sizes + self.ridges[problems] / 2 * (weights**2).sum(dim=1)
@@ -264,8 +264,7 @@ class _Newton(LightningModule):
         self.weights[problems] = torch.where(worse[:, None], start, weights)
         self.margins[problems] = torch.where(worse[:, None], origin, margins)
         self.intercepts[problems] += torch.where(worse, 0.0, length * intercept_step)
-        everything = torch.arange(len(self.weights), device=problems.device)
-        self.history.append(self._objective(everything, self.margins, sides, self.weights).cpu())
+        self.history.append(self._objective(slice(None), self.margins, sides, self.weights).cpu())
 
 
 def _correlate(X: Tensor, samples: Tensor) -> Tensor:

@@ -46,7 +46,8 @@ def passes(
     tokens : int, optional
         That bound, if it is to be lower than usual.
     """
-    room = min(tokens_per_batch(model), tokens or TOKENS_PER_BATCH)
+    most = tokens_per_batch(model)
+    room = min(most, tokens or most)
     trees = [] if batch_size else list(grow(sequences, WIDTH))
     total = sum(map(len, sequences))
     if trees and sum(len(t.tokens) for t in trees) <= (1 - SAVED) * total and _shares(model, max(map(len, sequences))):

@@ -38,7 +38,7 @@ def wait_for(address: str, process: "subprocess.Popen[Any]", log: Path, seconds:
             if requests.get(address, timeout=5).ok:
                 return
         except requests.ConnectionError:
-            time.sleep(0.1)
+            time.sleep(0.1)  # until it listens
     raise AssertionError(f"{address} did not answer within {seconds} s: {log.read_text()}")
 
 

@@ -19,6 +19,7 @@ FLOORS = [
         "batching",
         "prefix_tree",
         "lasso",
+        "labels",
         "generation",
         "prompts",
         "fingerprint",
