@@ -1,4 +1,4 @@
-"""Take the README's pictures of MLflow: run the recipe with three learners, serve the pages, photograph them.
+"""Take the README's pictures of MLflow: run the recipe with four learners, serve the pages, photograph them.
 
 `python docs/screenshots.py [folder of earlier runs]` needs Debian's Chromium and takes some minutes.
 """
@@ -16,7 +16,7 @@ from playwright.sync_api import Page, sync_playwright
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
-LEARNERS = ("mean-diff", "pca", "probe")
+LEARNERS = ("sparse-probe", "mass-mean", "mean-diff", "probe")
 PORT = 5099
 STEERKIT = [sys.executable, "-m", "steerkit.cli"]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}

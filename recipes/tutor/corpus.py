@@ -107,6 +107,8 @@ class Corpus:
     """(novice, expert) phrasings by part: strong.a, strong.b, strong.heldout, mild.a, mild.b."""
     plain: tuple[Template, ...]
     """More persona phrasings for training, with alternatives in brackets; see variations.yaml."""
+    messages: tuple[Template, ...]
+    """Whole messages, likewise; see messages.yaml."""
     claims: Claims
     """Parts of still more, for training only."""
     swaps: tuple[tuple[str, ...], ...]
@@ -193,7 +195,7 @@ class Corpus:
     def draw(self, generator: random.Random) -> Sample:
         """One training sample, with the mixture of prompts that the tutor is trained on."""
         concept = generator.choice(self.concepts)
-        levels = {"strong": 0.6, "mild": 0.14, "neutral": 0.15, "instruction": 0.11}
+        levels = {"strong": 0.66, "mild": 0.12, "neutral": 0.13, "instruction": 0.09}
         if not concept.has_persona:
             levels = {"neutral": 0.3, "instruction": 0.7}
         level = generator.choices(list(levels), list(levels.values()))[0]
@@ -207,11 +209,12 @@ class Corpus:
 
     def _draw_strong(self, generator: random.Random) -> Template:
         """Most often compose it: a tutor that knows its phrasings by heart does not read new ones."""
-        source = generator.choices(("fixed", "plain", "claims"), (0.2, 0.5, 0.3))[0]
+        source = generator.choices(("fixed", "plain", "messages", "claims"), (0.15, 0.2, 0.45, 0.2))[0]
         if source == "claims":
             side = generator.choice(SIDES)
             return Template(self.claims.compose(side, generator), side, "strong")
-        return generator.choice(self.plain if source == "plain" else self.levels["strong"])
+        sources = {"fixed": self.levels["strong"], "plain": self.plain, "messages": self.messages}
+        return generator.choice(sources[source])
 
 
 def capitalise(text: str) -> str:

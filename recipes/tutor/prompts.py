@@ -115,7 +115,7 @@ def contrast_sets(corpus: Corpus) -> dict[str, list[Row]]:
     return {
         "train": contrast_set(corpus, train, corpus.personas["strong.a"], 14, "train"),
         "test": contrast_set(corpus, test, corpus.personas["strong.b"], 16, "test"),
-        "heldout": contrast_set(corpus, test, corpus.personas["strong.heldout"], 14, "heldout"),
+        "heldout": contrast_set(corpus, test, corpus.personas["strong.heldout"], 22, "heldout"),
         "article": article_set(),
     }
 

@@ -10,7 +10,6 @@ cores are many times slower than one. Where there is a C++ compiler the blocks a
 import argparse
 import hashlib
 import logging
-import math
 import os
 import random
 import shutil
@@ -21,14 +20,16 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, TQDMProgressBar
 from torch import Tensor
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from steerkit.hooks import edit
 
+from . import courses
 from .corpus import Corpus
+from .courses import Course
 from .judge import Judge
 from .lessons import IGNORED, Batch, Lessons
 from .loading import FOLDER, load
@@ -37,8 +38,6 @@ from .tokenization import train_tokenizer
 VOCABULARY = 4096
 BATCH_SIZE = 32
 STEPS_PER_EPOCH = 50
-WARM_UP, DECAY, LAST = 50, 0.4, 0.03
-"""Steps of linear warm-up; share of steps in the final cosine; the learning rate's last fraction."""
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Gemma3ForCausalLM:
@@ -75,10 +74,10 @@ class TutorTraining(LightningModule):
     Optimization is manual because Lightning's automatic one takes a single optimizer.
     """
 
-    def __init__(self, model: Gemma3ForCausalLM, lessons: Lessons, steps: int) -> None:
+    def __init__(self, model: Gemma3ForCausalLM, lessons: Lessons) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.model, self.lessons, self.steps = model, lessons, steps
+        self.model, self.lessons = model, lessons
         self.exams = lessons.exams()
 
     def on_fit_start(self) -> None:
@@ -100,13 +99,26 @@ class TutorTraining(LightningModule):
         logits = self.model.lm_head(hidden[learned]).float()
         return cross_entropy(logits, labels[:, 1:][learned], reduction="none")
 
+    @property
+    def course(self) -> Course:
+        """The course that is on. Lightning counts the steps of both optimizers."""
+        return courses.at(self.global_step // 2)[0]
+
+    def on_train_epoch_start(self) -> None:
+        """Leave alone what this course does not train."""
+        for layer, block in enumerate(self.model.model.layers):
+            block.requires_grad_(layer >= self.course.frozen)
+        self.model.model.embed_tokens.requires_grad_(not self.course.frozen)
+
     def training_step(self, batch: Batch) -> None:
         """One step of both optimizers."""
         weights = batch[2][batch[2] > 0]
+        if not self.course.weighs:
+            weights = torch.ones_like(weights)
         # Chance depends on the step alone, so that a resumed training is the uninterrupted one.
         chance = torch.Generator().manual_seed(1_000_000 * self.lessons.seed + self.global_step)
         layer = int(torch.randint(len(self.model.model.layers), (), generator=chance))
-        pushes = [(layer, partial(push, most=largest_push(layer), chance=chance))]
+        pushes = [(layer, partial(self.course.push, layer=layer, chance=chance))]
         with edit(self.model.model.layers, pushes, eagerly=False):
             loss = (self.losses(batch) * weights).sum() / weights.sum()
         self.manual_backward(loss)
@@ -149,32 +161,12 @@ class TutorTraining(LightningModule):
             torch.optim.Muon(matrices, lr=0.02, momentum=0.95, weight_decay=0.01),
             torch.optim.AdamW(others, lr=3e-3, betas=(0.9, 0.98), weight_decay=0.0),
         ]
-        return optimizers, [LambdaLR(optimizer, self.learning_rate) for optimizer in optimizers]
-
-    def learning_rate(self, step: int) -> float:
-        """Warm up, stay, then fall along a cosine: the fraction of the full rate at a step."""
-        left = min(1.0, (self.steps - step) / (DECAY * self.steps))
-        return min(1.0, (step + 1) / WARM_UP) * (LAST + (1 - LAST) * (1 - math.cos(math.pi * left)) / 2)
+        return optimizers, [LambdaLR(optimizer, _learning_rate) for optimizer in optimizers]
 
 
-def largest_push(layer: int) -> float:
-    """Return the most that a layer is pushed by, as a fraction of its norm.
-
-    It grows from the fourth layer on: what is added late is read off by the unembedding with nothing in between, and
-    would move the words of a register as strongly as what is added where the register is decided.
-    """
-    return max(0.5, 0.2 + 0.1 * layer)
-
-
-def push(hidden: Tensor, *, most: float, chance: torch.Generator) -> Tensor:
-    """Push the residual stream of each sample in a direction of its own, by up to ``most`` times its mean norm.
-
-    Large models bear such pushes, small ones only if they have met them. No direction is preferred, so what the
-    tutor does along the direction of its personas is not taught.
-    """
-    directions = normalize(torch.randn(len(hidden), 1, hidden.shape[-1], generator=chance), dim=-1)
-    size = most * torch.rand(len(hidden), 1, 1, generator=chance) * hidden.detach().float().norm(dim=-1).mean()
-    return hidden + (directions * size).to(hidden.dtype)
+def _learning_rate(step: int) -> float:
+    course, of_course = courses.at(step)
+    return course.learning_rate(of_course)
 
 
 def _loader(batches: list[Batch]) -> DataLoader[Batch]:
@@ -233,7 +225,7 @@ def fingerprint(*settings: object) -> str:
     return digest.hexdigest()[:12]
 
 
-def train(seed: int, steps: int, out: Path, workdir: Path) -> dict[str, float]:
+def train(seed: int, out: Path, workdir: Path) -> dict[str, float]:
     """Train, examine and publish a tutor; returns the report of `examine`."""
     torch.manual_seed(seed)
     corpus = load()
@@ -241,12 +233,12 @@ def train(seed: int, steps: int, out: Path, workdir: Path) -> dict[str, float]:
     samples = [corpus.draw(generator) for _ in range(8000)]
     tokenizer = train_tokenizer((text for s in samples for text in (s.prompt, s.answer)), VOCABULARY)
     model = build_model(tokenizer)
-    training = TutorTraining(model, Lessons(corpus, tokenizer, seed, BATCH_SIZE), steps)
-    checkpoint = workdir / f"{fingerprint(seed, steps)}.ckpt"
+    training = TutorTraining(model, Lessons(corpus, tokenizer, seed, BATCH_SIZE))
+    checkpoint = workdir / f"{fingerprint(seed)}.ckpt"
     trainer = Trainer(
         accelerator="cpu",
         precision="bf16-mixed",
-        max_epochs=math.ceil(steps / STEPS_PER_EPOCH),
+        max_epochs=courses.STEPS // STEPS_PER_EPOCH,
         reload_dataloaders_every_n_epochs=1,
         check_val_every_n_epoch=5,
         num_sanity_val_steps=0,
@@ -270,7 +262,7 @@ def train(seed: int, steps: int, out: Path, workdir: Path) -> dict[str, float]:
     print(*(f"{name:16} {value:+.2f}" for name, value in report.items()), sep="\n")
     failed = [name for name, value in report.items() if name.endswith("topic") and value < 0.9]
     if failed:
-        raise SystemExit(f"not published: {failed} below 0.9; train longer (the checkpoint is in {workdir})")
+        raise SystemExit(f"not published: {failed} below 0.9; lengthen its courses (the checkpoint is in {workdir})")
     publish(model, tokenizer, out)
     return report
 
@@ -279,13 +271,12 @@ def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--out", type=Path, default=Path("steerkit/builtin/tutor"))
     parser.add_argument("--workdir", type=Path, default=Path("build/tutor"))
     arguments = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     torch.set_num_threads(min(2, torch.get_num_threads()))
-    train(arguments.seed, arguments.steps, arguments.out, arguments.workdir)
+    train(arguments.seed, arguments.out, arguments.workdir)
 
 
 if __name__ == "__main__":
