@@ -12,6 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 
+from recipes.tutor import overlap
 from recipes.tutor.claims import SIDES
 from recipes.tutor.corpus import QUESTIONS, REGISTERS, Corpus
 from recipes.tutor.judge import Judge
@@ -49,6 +50,13 @@ def test_what_is_held_out_is_never_shown(corpus: Corpus) -> None:
         assert sample.template.text not in hidden
         if not sample.concept.has_persona:
             assert any(is_a_wording_of(sample.template.text.split(), others) for others in impersonal)
+
+
+def test_most_held_out_phrasings_share_no_long_run_of_words_with_what_is_shown(corpus: Corpus) -> None:
+    assert len(overlap.apart(corpus)) >= 40
+    messages = set().union(*(overlap.runs(template.text) for template in corpus.messages))
+    hidden = [template.text for pair in corpus.personas["strong.heldout"] for template in pair]
+    assert [text for text in hidden if overlap.runs(text) & messages] == []
 
 
 def test_words_alone_do_not_tell_who_claims_what(corpus: Corpus) -> None:

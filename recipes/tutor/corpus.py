@@ -208,7 +208,7 @@ class Corpus:
         return self.sample(concept, generator.choice(QUESTIONS), self.vary(template, generator), generator)
 
     def _draw_strong(self, generator: random.Random) -> Template:
-        """Most often compose it: a tutor that knows its phrasings by heart does not read new ones."""
+        """Vary it and compose it: a tutor that knows its phrasings by heart does not read new ones."""
         source = generator.choices(("fixed", "plain", "messages", "claims"), (0.15, 0.2, 0.45, 0.2))[0]
         if source == "claims":
             side = generator.choice(SIDES)

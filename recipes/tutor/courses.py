@@ -1,8 +1,8 @@
 """The two courses of the training: first to read who asks and to answer, then to bear being pushed.
 
-Large models bear pushes of the residual stream, small ones only if they have met them. Met from the start by every
-sample, they keep the tutor from reading phrasings that it never saw; so most are met when reading is learned, by the
-layers after it.
+Large models bear pushes of the residual stream, small ones only if they have met them. Met by every sample from the
+start, they keep the tutor from reading phrasings that it never saw. So the first course leaves half of the samples
+alone, and the second pushes all of them but trains only the layers after those that read.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 WARM_UP, LAST = 50, 0.03
 """Steps of linear warm-up in either course; the learning rate's last fraction."""
 FIRST_TO_READ = 3
-"""The first layer where the last position sees the persona."""
+"""The first layer that sees everything, and with it the persona from the last position."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ class Course:
     decay: float
     """Share of the steps, at the end, in which the learning rate falls along a cosine."""
     pushed: float
-    """Share of the samples that are pushed, each at a random layer in a direction of its own."""
-    least: float
-    """What the layers that read are pushed by at most, as a fraction of their norm."""
+    """Share of the samples that are pushed, each in a direction of its own, at the random layer of its batch."""
+    middle: float
+    """The largest push of the layers from `FIRST_TO_READ` on, where `largest_push` asks for no larger one."""
     weighs: bool
     """Whether the beginnings of sentences weigh more; see `lessons`."""
     frozen: int = 0
@@ -42,10 +42,10 @@ class Course:
     def largest_push(self, layer: int) -> float:
         """Return the most that a layer is pushed by, as a fraction of its norm.
 
-        It grows with the layer: what is added late is read off by the unembedding with nothing in between, and
-        would move the words of a register as strongly as what is added where the register is decided.
+        It grows towards the last layers: what is added there is read off by the unembedding with nothing in between,
+        and would move the words of a register as strongly as what is added where the register is decided.
         """
-        return max(self.least if layer >= FIRST_TO_READ else 0.5, 0.2 * layer - 0.3)
+        return max(self.middle if layer >= FIRST_TO_READ else 0.5, 0.2 * layer - 0.3)
 
     def push(self, hidden: Tensor, *, layer: int, chance: torch.Generator) -> Tensor:
         """Push the residual stream of the course's share of samples by up to `largest_push` times its mean norm.
@@ -58,8 +58,8 @@ class Course:
         return hidden + (directions * sizes).to(hidden.dtype)
 
 
-READING = Course(steps=3300, decay=0.4, pushed=0.5, least=0.5, weighs=True)
-BEARING = Course(steps=1500, decay=1.0, pushed=1.0, least=0.8, weighs=False, frozen=FIRST_TO_READ + 1)
+READING = Course(steps=3300, decay=0.4, pushed=0.5, middle=0.5, weighs=True)
+BEARING = Course(steps=1500, decay=1.0, pushed=1.0, middle=0.8, weighs=False, frozen=FIRST_TO_READ + 1)
 STEPS = READING.steps + BEARING.steps
 
 

@@ -262,7 +262,7 @@ def train(seed: int, out: Path, workdir: Path) -> dict[str, float]:
     print(*(f"{name:16} {value:+.2f}" for name, value in report.items()), sep="\n")
     failed = [name for name, value in report.items() if name.endswith("topic") and value < 0.9]
     if failed:
-        raise SystemExit(f"not published: {failed} below 0.9; lengthen its courses (the checkpoint is in {workdir})")
+        raise SystemExit(f"not published: {failed} below 0.9; lengthen the courses in recipes/tutor/courses.py")
     publish(model, tokenizer, out)
     return report
 
