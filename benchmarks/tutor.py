@@ -152,9 +152,11 @@ class Tutor:
     @cached_property
     def best(self) -> int:
         """The layer that steers farthest of those that keep the facts, as `calibrate` would choose."""
-        kept = {layer: self.kept(layer) for layer in self.layers}
-        keeping = [layer for layer in self.layers if kept[layer] >= FACTS]
-        return max(keeping, key=lambda layer: self.spans[layer]) if keeping else max(self.layers, key=kept.__getitem__)
+        # A layer that hardly steers keeps them too, and would hide by how much the others fail to.
+        steering = [layer for layer in self.layers if self.spans[layer] >= max(self.spans) / 4]
+        kept = {layer: self.kept(layer) for layer in steering}
+        keeping = [layer for layer in steering if kept[layer] >= FACTS]
+        return max(keeping, key=lambda layer: self.spans[layer]) if keeping else max(steering, key=kept.__getitem__)
 
     def kept(self, layer: int) -> float:
         """Return the share of facts kept at the worse end of ±`ALPHA`."""
