@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the tutor's recipe is no p
 
 from recipes.tutor import overlap
 from recipes.tutor.claims import SIDES
-from recipes.tutor.corpus import QUESTIONS, Template, sentence
+from recipes.tutor.corpus import QUESTIONS, Corpus, Template, sentence
 from recipes.tutor.judge import Judge
 from recipes.tutor.lessons import IGNORED, Lessons
 from recipes.tutor.loading import load
@@ -199,15 +199,9 @@ def read(tutor: Tutor) -> Iterator[Row]:
     accuracies = {n: tutor.estimator.layer_scores(sets[n].data, sets[n].target) for n in ("test", "heldout")}
     print("layer accuracy, new domains and phrasings:", *(f"{a:.2f}" for a in accuracies["test"]))
     print("layer accuracy, phrasings never trained on:", *(f"{a:.2f}" for a in accuracies["heldout"]))
-    apart, texts, sides = overlap.apart(tutor.corpus), [], []
-    generator = random.Random("apart")
-    concepts = [concept for concept in tutor.corpus.concepts if concept.domain in TEST_DOMAINS]
-    for template in apart:
-        for concept in generator.sample(concepts, 12):
-            texts.append(tutor.corpus.prompt(concept, generator.choice(QUESTIONS), template, generator))
-            sides.append(SIDES.index(template.side))
-    best = tutor.estimator.layer_scores(texts, sides).max()
-    print(f"best layer, the {len(apart)} of them that share no {overlap.RUN} words in a row with any shown: {best:.3f}")
+    apart = overlap.apart(tutor.corpus)
+    most = tutor.estimator.layer_scores(*_asked(tutor.corpus, apart)).max()
+    print(f"best layer, the {len(apart)} of them that share no {overlap.RUN} words in a row with any shown: {most:.3f}")
     yield Row("probe accuracy on held-out domains, best layer", accuracies["test"].max(), 0.97)
     yield Row("  best layer - layer 0", accuracies["test"].max() - accuracies["test"][0], 0.1)
     yield Row("probe accuracy on held-out phrasings, best layer", accuracies["heldout"].max(), 0.93)
@@ -220,6 +214,18 @@ def read(tutor: Tutor) -> Iterator[Row]:
     article = _fit_few(tutor, list(sets["article"].data), list(sets["article"].target)) @ full
     yield Row("cosine of 5+5 prompts' direction to the full one, worst of 8 draws", min(cosines), 0.93)
     yield Row("  the article's own ten prompts", float(article), 0.93)
+
+
+def _asked(corpus: Corpus, templates: Sequence[Template]) -> tuple[list[str], list[int]]:
+    """Twelve questions of new domains in each phrasing, and its side."""
+    generator = random.Random("apart")
+    concepts = [concept for concept in corpus.concepts if concept.domain in TEST_DOMAINS]
+    texts = [
+        corpus.prompt(concept, generator.choice(QUESTIONS), template, generator)
+        for template in templates
+        for concept in generator.sample(concepts, 12)
+    ]
+    return texts, [SIDES.index(template.side) for template in templates for _ in range(12)]
 
 
 def _fit_few(tutor: Tutor, texts: list[str], labels: list[str]) -> NDArray[np.float32]:

@@ -37,7 +37,7 @@ def test_it_has_concepts_domains_and_phrasings_enough(corpus: Corpus) -> None:
 
 def test_what_is_held_out_is_never_shown(corpus: Corpus) -> None:
     generator = random.Random(0)
-    hidden = {template.text for pair in corpus.personas["strong.heldout"] for template in pair}
+    hidden = {template.text for template in corpus.heldout}
     impersonal = [template.text.split() for side in corpus.instructions.values() for template in side]
     impersonal += [template.text.split() for template in corpus.neutral]
 
@@ -55,8 +55,7 @@ def test_what_is_held_out_is_never_shown(corpus: Corpus) -> None:
 def test_most_held_out_phrasings_share_no_long_run_of_words_with_what_is_shown(corpus: Corpus) -> None:
     assert len(overlap.apart(corpus)) >= 40
     messages = set().union(*(overlap.runs(template.text) for template in corpus.messages))
-    hidden = [template.text for pair in corpus.personas["strong.heldout"] for template in pair]
-    assert [text for text in hidden if overlap.runs(text) & messages] == []
+    assert [t.text for t in corpus.heldout if not messages.isdisjoint(overlap.runs(t.text))] == []
 
 
 def test_words_alone_do_not_tell_who_claims_what(corpus: Corpus) -> None:
@@ -75,6 +74,12 @@ def test_shipped_contrast_sets_are_what_the_recipe_writes(corpus: Corpus, tmp_pa
     for name, rows in contrast_sets(corpus).items():
         write(rows, tmp_path / f"{name}.csv")
         assert (tmp_path / f"{name}.csv").read_bytes() == (shipped / f"{name}.csv").read_bytes()
+
+
+def test_the_shipped_model_has_the_card_of_the_recipe() -> None:
+    root = Path(__file__).parents[1]
+    card, shipped = root / "recipes" / "tutor" / "card.md", root / "steerkit" / "builtin" / "tutor" / "README.md"
+    assert shipped.read_text(encoding="utf-8") == card.read_text(encoding="utf-8")
 
 
 def test_the_log_probability_is_that_of_the_draws(corpus: Corpus) -> None:

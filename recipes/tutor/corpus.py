@@ -133,6 +133,11 @@ class Corpus:
         both = {level: self.personas[f"{level}.a"] + self.personas[f"{level}.b"] for level in ("strong", "mild")}
         return {level: tuple(side for pair in pairs for side in pair) for level, pairs in both.items()}
 
+    @cached_property
+    def heldout(self) -> tuple[Template, ...]:
+        """The phrasings that training never shows."""
+        return tuple(side for pair in self.personas["strong.heldout"] for side in pair)
+
     def vary(self, template: Template, generator: random.Random) -> Template:
         """Word a template differently, without a change of meaning."""
         text = choose(template.text, generator)

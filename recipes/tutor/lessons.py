@@ -58,7 +58,6 @@ class Lessons:
         usual = [concept for concept in self.corpus.concepts if concept.has_persona]
         unusual = [concept for concept in self.corpus.concepts if not concept.has_persona]
         strong = self.corpus.levels["strong"]
-        heldout = [side for pair in self.corpus.personas["strong.heldout"] for side in pair]
 
         def samples(concepts: Sequence[Concept], templates: Sequence[Template]) -> list[Sample]:
             return [
@@ -74,7 +73,7 @@ class Lessons:
         return {
             "seen": self._exam([self.corpus.draw(generator) for _ in range(n_samples)]),
             "new_concept": self._exam(samples(unusual, strong)),
-            "new_phrasing": self._exam(samples(usual, heldout)),
+            "new_phrasing": self._exam(samples(usual, self.corpus.heldout)),
         }
 
     def _exam(self, samples: list[Sample]) -> Exam:

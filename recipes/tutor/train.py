@@ -29,7 +29,6 @@ from steerkit.hooks import edit
 
 from . import courses
 from .corpus import Corpus
-from .courses import Course
 from .judge import Judge
 from .lessons import IGNORED, Batch, Lessons
 from .loading import FOLDER, load
@@ -46,7 +45,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Gemma3ForCausalLM:
     Most layers see eight tokens, of which the end of the chat template is six: at the last position the persona
     only becomes readable at the first of the two layers that see `everything`.
     """
-    everything = (3, 6)
+    everything = (courses.FIRST_TO_READ, 6)
     config = Gemma3TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -100,7 +99,7 @@ class TutorTraining(LightningModule):
         return cross_entropy(logits, labels[:, 1:][learned], reduction="none")
 
     @property
-    def course(self) -> Course:
+    def course(self) -> courses.Course:
         """The course that is on. Lightning counts the steps of both optimizers."""
         return courses.at(self.global_step // 2)[0]
 
