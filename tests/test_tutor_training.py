@@ -2,10 +2,10 @@
 
 import dataclasses
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
 
 from recipes.tutor import courses, train
 from recipes.tutor.courses import BEARING, LAST, READING, STEPS
@@ -50,28 +50,58 @@ def test_pushes_are_bounded_and_met_by_the_course_s_share(course: courses.Course
     assert float(torch.nn.functional.normalize(moved[sizes > 1e-6][:, 0], dim=-1).mean(0).norm()) < 0.1  # any direction
 
 
-@pytest.mark.filterwarnings("ignore:.*treespec")  # Lightning's own
-def test_the_second_course_leaves_what_reads_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both courses in four steps, each an epoch."""
     monkeypatch.setattr(courses, "READING", dataclasses.replace(READING, steps=1))
-    monkeypatch.setattr(courses, "BEARING", dataclasses.replace(BEARING, steps=2))
+    monkeypatch.setattr(courses, "BEARING", dataclasses.replace(BEARING, steps=3))
+    monkeypatch.setattr(courses, "STEPS", 4)
     monkeypatch.setattr(train, "STEPS_PER_EPOCH", 1)
-    monkeypatch.setattr(shutil, "which", lambda name: None)  # compiling takes longer than three steps
-    states: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(shutil, "which", lambda name: None)  # compiling takes longer than four steps
 
-    class Snapshots(Callback):
-        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-            states.append({name: tensor.clone() for name, tensor in pl_module.model.state_dict().items()})
 
-    tokenizer = LanguageModel("builtin:tutor").tokenizer
-    torch.manual_seed(0)
-    training = train.TutorTraining(train.build_model(tokenizer), Lessons(load(), tokenizer, 0, 4))
-    Trainer(
-        accelerator="cpu", max_epochs=3, reload_dataloaders_every_n_epochs=1, limit_val_batches=0, logger=False,
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[Snapshots()],
-    ).fit(training)  # fmt: skip
-    _, once, twice = states
-    changed = {name for name in once if not torch.equal(once[name], twice[name])}
+class Recorded(train.TutorTraining):
+    """Training that keeps the weights after each epoch and can be interrupted after one."""
+
+    def __init__(self, interrupted_after: int | None = None) -> None:
+        tokenizer = LanguageModel("builtin:tutor").tokenizer
+        torch.manual_seed(0)
+        super().__init__(train.build_model(tokenizer), Lessons(load(), tokenizer, 0, 4))
+        self.interrupted_after = interrupted_after
+        self.states: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == self.interrupted_after:
+            raise ConnectionAbortedError
+        super().on_train_epoch_start()
+
+    def on_train_epoch_end(self) -> None:
+        self.states[self.current_epoch] = {name: value.clone() for name, value in self.model.state_dict().items()}
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec")  # Lightning's own
+@pytest.mark.usefixtures("brief")
+def test_the_second_course_leaves_what_reads_as_it_is(tmp_path: Path) -> None:
+    training = Recorded()
+    train.fit(training, tmp_path / "tutor.ckpt")
+    once, later = training.states[0], training.states[3]
+    changed = {name for name in once if not torch.equal(once[name], later[name])}
     reads = ("model.embed_tokens", "lm_head", *(f"model.layers.{layer}." for layer in range(BEARING.frozen)))
     assert changed
     assert not [name for name in changed if name.startswith(reads)]
     assert {name.split(".")[2] for name in changed if ".layers." in name} == set("456789")
+
+
+@pytest.mark.filterwarnings("ignore:.*treespec", "ignore:Checkpoint directory")
+@pytest.mark.usefixtures("brief")
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, epoch: int) -> None:
+    """Interrupted between the courses or in the second."""
+    whole, first, second = Recorded(), Recorded(interrupted_after=epoch), Recorded()
+    train.fit(whole, tmp_path / "whole.ckpt")
+    with pytest.raises(ConnectionAbortedError):
+        train.fit(first, tmp_path / "parts.ckpt")
+    train.fit(second, tmp_path / "parts.ckpt")
+    assert sorted(second.states) == list(range(epoch, 4))
+    for name, value in whole.states[3].items():
+        torch.testing.assert_close(second.states[3][name], value, rtol=0, atol=0)

@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 from transformers import Gemma3ForCausalLM, Gemma3TextConfig, GenerationConfig, PreTrainedTokenizerFast
 
 from steerkit.hooks import edit
+from steerkit.vectors import new_folder
 
 from . import courses
 from .corpus import Corpus
@@ -201,19 +202,16 @@ def answer(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompt:
 
 
 def publish(model: Gemma3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
-    """Write everything beside `out`, then put it in place: a reader never meets half a model."""
-    fresh = out.with_name(f"{out.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    model.save_pretrained(fresh)
-    tokenizer.save_pretrained(fresh)
-    shutil.copy(FOLDER / "card.md", fresh / "README.md")
-    config = fresh / "config.json"
-    # Stored in bf16, computed in float32: at this size bf16 is no faster on a CPU, and it rounds batches apart.
-    config.write_text(config.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
-    for path in fresh.iterdir():
-        path.chmod(0o644)
-    shutil.rmtree(out, ignore_errors=True)
-    fresh.rename(out)
+    """Put the model in place of the one before: a reader never meets half a model."""
+    with new_folder(out, overwrite=True, holds="config.json") as fresh:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+        shutil.copy(FOLDER / "card.md", fresh / "README.md")
+        config = fresh / "config.json"
+        # Stored in bf16, computed in float32: at this size bf16 is no faster on a CPU, and it rounds batches apart.
+        config.write_text(config.read_text().replace('"dtype": "bfloat16"', '"dtype": "float32"'))
+        for path in fresh.iterdir():
+            path.chmod(0o644)
 
 
 def fingerprint(*settings: object) -> str:
@@ -222,6 +220,27 @@ def fingerprint(*settings: object) -> str:
     for path in sorted([*FOLDER.rglob("*.py"), *FOLDER.rglob("*.yaml")]):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+def fit(training: TutorTraining, checkpoint: Path) -> None:
+    """Train to the end of the last course, from the checkpoint if there is one, and write one after each epoch."""
+    trainer = Trainer(
+        accelerator="cpu",
+        precision="bf16-mixed",
+        max_epochs=courses.STEPS // STEPS_PER_EPOCH,
+        reload_dataloaders_every_n_epochs=1,
+        check_val_every_n_epoch=5,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_model_summary=False,
+        callbacks=[
+            ModelCheckpoint(
+                checkpoint.parent, checkpoint.stem, enable_version_counter=False, save_on_train_epoch_end=True
+            ),
+            TQDMProgressBar(refresh_rate=10),
+        ],
+    )
+    trainer.fit(training, ckpt_path=checkpoint if checkpoint.exists() else None)
 
 
 def train(seed: int, out: Path, workdir: Path) -> dict[str, float]:
@@ -233,22 +252,7 @@ def train(seed: int, out: Path, workdir: Path) -> dict[str, float]:
     tokenizer = train_tokenizer((text for s in samples for text in (s.prompt, s.answer)), VOCABULARY)
     model = build_model(tokenizer)
     training = TutorTraining(model, Lessons(corpus, tokenizer, seed, BATCH_SIZE))
-    checkpoint = workdir / f"{fingerprint(seed)}.ckpt"
-    trainer = Trainer(
-        accelerator="cpu",
-        precision="bf16-mixed",
-        max_epochs=courses.STEPS // STEPS_PER_EPOCH,
-        reload_dataloaders_every_n_epochs=1,
-        check_val_every_n_epoch=5,
-        num_sanity_val_steps=0,
-        logger=False,
-        enable_model_summary=False,
-        callbacks=[
-            ModelCheckpoint(workdir, checkpoint.stem, enable_version_counter=False, save_on_train_epoch_end=True),
-            TQDMProgressBar(refresh_rate=10),
-        ],
-    )
-    trainer.fit(training, ckpt_path=checkpoint if checkpoint.exists() else None)
+    fit(training, workdir / f"{fingerprint(seed)}.ckpt")
     model.to(torch.bfloat16).eval()
     model.generation_config = GenerationConfig(
         do_sample=False,
