@@ -1,5 +1,6 @@
 """The two courses of the built-in model's training do what they are for."""
 
+import copy
 import dataclasses
 import shutil
 from pathlib import Path
@@ -12,6 +13,7 @@ from recipes.tutor.courses import BEARING, LAST, READING, STEPS
 from recipes.tutor.lessons import Lessons
 from recipes.tutor.loading import load
 from steerkit import LanguageModel
+from steerkit.fingerprint import digest_weights
 
 
 def test_a_course_begins_with_an_epoch() -> None:
@@ -105,3 +107,15 @@ def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, epoch: int)
     assert sorted(second.states) == list(range(epoch, 4))
     for name, value in whole.states[3].items():
         torch.testing.assert_close(second.states[3][name], value, rtol=0, atol=0)
+
+
+def test_publishing_replaces_the_model_before(tmp_path: Path) -> None:
+    shipped = LanguageModel("builtin:tutor")
+    (tmp_path / "tutor").mkdir()
+    (tmp_path / "tutor" / "config.json").write_text("{}")
+    (tmp_path / "tutor" / "left-over").touch()
+    train.publish(copy.deepcopy(shipped.model).to(torch.bfloat16), shipped.tokenizer, tmp_path / "tutor")
+    assert [path.name for path in tmp_path.iterdir()] == ["tutor"]
+    assert not (tmp_path / "tutor" / "left-over").exists()
+    published = LanguageModel(str(tmp_path / "tutor"))
+    assert digest_weights(published.model) == digest_weights(shipped.model)
