@@ -13,7 +13,7 @@ import argparse
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 sys.path.insert(0, str(Path(__file__).parents[1]))  # the tutor's recipe is no part of the installed package
 
 from recipes.tutor import overlap
-from recipes.tutor.claims import SIDES
+from recipes.tutor.claims import SIDES, choose
 from recipes.tutor.corpus import QUESTIONS, Corpus, Template, sentence
 from recipes.tutor.judge import Judge
 from recipes.tutor.lessons import IGNORED, Lessons
@@ -199,9 +199,11 @@ def read(tutor: Tutor) -> Iterator[Row]:
     accuracies = {n: tutor.estimator.layer_scores(sets[n].data, sets[n].target) for n in ("test", "heldout")}
     print("layer accuracy, new domains and phrasings:", *(f"{a:.2f}" for a in accuracies["test"]))
     print("layer accuracy, phrasings never trained on:", *(f"{a:.2f}" for a in accuracies["heldout"]))
-    apart = overlap.apart(tutor.corpus)
-    most = tutor.estimator.layer_scores(*_asked(tutor.corpus, apart)).max()
+    apart, messages = overlap.apart(tutor.corpus), tutor.corpus.heldout_messages
+    most = tutor.estimator.layer_scores(*_asked(tutor.corpus, apart, 12)).max()
     print(f"best layer, the {len(apart)} of them that share no {overlap.RUN} words in a row with any shown: {most:.3f}")
+    most = tutor.estimator.layer_scores(*_asked(tutor.corpus, messages, 2)).max()
+    print(f"best layer, {len(messages)} whole messages of other hands, never trained on: {most:.3f}")
     yield Row("probe accuracy on held-out domains, best layer", accuracies["test"].max(), 0.97)
     yield Row("  best layer - layer 0", accuracies["test"].max() - accuracies["test"][0], 0.1)
     yield Row("probe accuracy on held-out phrasings, best layer", accuracies["heldout"].max(), 0.93)
@@ -216,16 +218,16 @@ def read(tutor: Tutor) -> Iterator[Row]:
     yield Row("  the article's own ten prompts", float(article), 0.93)
 
 
-def _asked(corpus: Corpus, templates: Sequence[Template]) -> tuple[list[str], list[int]]:
-    """Twelve questions of new domains in each phrasing, and its side."""
+def _asked(corpus: Corpus, templates: Sequence[Template], times: int) -> tuple[list[str], list[int]]:
+    """Questions of new domains in each phrasing, and its side."""
     generator = random.Random("apart")
     concepts = [concept for concept in corpus.concepts if concept.domain in TEST_DOMAINS]
     texts = [
         corpus.prompt(concept, generator.choice(QUESTIONS), template, generator)
-        for template in templates
-        for concept in generator.sample(concepts, 12)
+        for template in (replace(template, text=choose(template.text, generator)) for template in templates)
+        for concept in generator.sample(concepts, times)
     ]
-    return texts, [SIDES.index(template.side) for template in templates for _ in range(12)]
+    return texts, [SIDES.index(template.side) for template in templates for _ in range(times)]
 
 
 def _fit_few(tutor: Tutor, texts: list[str], labels: list[str]) -> NDArray[np.float32]:

@@ -33,11 +33,12 @@ def test_it_has_concepts_domains_and_phrasings_enough(corpus: Corpus) -> None:
         for side in ("novice", "expert"):
             assert sum(template.side == side for template in corpus.levels[level]) >= 40
     assert len(corpus.personas["strong.heldout"]) >= 12
+    assert len(corpus.heldout_messages) >= 600
 
 
 def test_what_is_held_out_is_never_shown(corpus: Corpus) -> None:
     generator = random.Random(0)
-    hidden = {template.text for template in corpus.heldout}
+    hidden = {template.text for template in corpus.heldout + corpus.heldout_messages}
     impersonal = [template.text.split() for side in corpus.instructions.values() for template in side]
     impersonal += [template.text.split() for template in corpus.neutral]
 
@@ -56,6 +57,12 @@ def test_most_held_out_phrasings_share_no_long_run_of_words_with_what_is_shown(c
     assert len(overlap.apart(corpus)) >= 40
     messages = set().union(*(overlap.runs(template.text) for template in corpus.messages))
     assert [t.text for t in corpus.heldout if not messages.isdisjoint(overlap.runs(t.text))] == []
+
+
+def test_held_out_messages_share_no_long_run_of_words_with_what_is_shown(corpus: Corpus) -> None:
+    shown, generator = overlap.shown(corpus), random.Random(0)
+    texts = [corpus.vary(template, generator).text for template in corpus.heldout_messages for _ in range(4)]
+    assert [text for text in texts if not shown.isdisjoint(overlap.runs(text))] == []
 
 
 def test_words_alone_do_not_tell_who_claims_what(corpus: Corpus) -> None:

@@ -65,15 +65,15 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 class Recorded(train.TutorTraining):
     """Training that keeps the weights after each epoch and can be interrupted after one."""
 
-    def __init__(self, interrupted_after: int | None = None) -> None:
+    def __init__(self, interrupted_at: int | None = None) -> None:
         tokenizer = LanguageModel("builtin:tutor").tokenizer
         torch.manual_seed(0)
         super().__init__(train.build_model(tokenizer), Lessons(load(), tokenizer, 0, 4))
-        self.interrupted_after = interrupted_after
+        self.interrupted_at = interrupted_at
         self.states: dict[int, dict[str, torch.Tensor]] = {}
 
     def on_train_epoch_start(self) -> None:
-        if self.current_epoch == self.interrupted_after:
+        if self.current_epoch == self.interrupted_at:
             raise ConnectionAbortedError
         super().on_train_epoch_start()
 
@@ -99,7 +99,7 @@ def test_the_second_course_leaves_what_reads_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("epoch", [1, 3])
 def test_a_resumed_training_is_the_uninterrupted_one(tmp_path: Path, epoch: int) -> None:
     """Interrupted between the courses or in the second."""
-    whole, first, second = Recorded(), Recorded(interrupted_after=epoch), Recorded()
+    whole, first, second = Recorded(), Recorded(interrupted_at=epoch), Recorded()
     train.fit(whole, tmp_path / "whole.ckpt")
     with pytest.raises(ConnectionAbortedError):
         train.fit(first, tmp_path / "parts.ckpt")

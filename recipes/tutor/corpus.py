@@ -109,6 +109,8 @@ class Corpus:
     """More persona phrasings for training, with alternatives in brackets; see variations.yaml."""
     messages: tuple[Template, ...]
     """Whole messages, likewise; see messages.yaml."""
+    heldout_messages: tuple[Template, ...]
+    """Whole messages that training never shows; see heldout.yaml."""
     claims: Claims
     """Parts of still more, for training only."""
     swaps: tuple[tuple[str, ...], ...]

@@ -27,14 +27,15 @@ def load(folder: Path = FOLDER) -> Corpus:
     frames = _read(folder / "frames.yaml", "registers", "questions", "instructions")
     personas = _read(folder / "personas.yaml", "pairs", "neutral")
     variations = _read(folder / "variations.yaml", "swaps", "plain")
-    mirrored = _pairs(_read(folder / "messages.yaml", "pairs")["pairs"], "strong")
+    shown, heldout = (_pairs(_read(folder / f"{n}.yaml", "pairs")["pairs"], "strong") for n in ("messages", "heldout"))
     parts = [("strong", "a"), ("strong", "b"), ("strong", "heldout"), ("mild", "a"), ("mild", "b")]
     claims = _read(folder / "claims.yaml", "owners", "nouns", "contrasts", "claims", "messages", "greetings")
     corpus = Corpus(
         domains=tuple(_domain(path) for path in sorted((folder / "corpus").glob("*.yaml"))),
         personas={f"{level}.{part}": _pairs(personas["pairs"][level][part], level) for level, part in parts},
         plain=tuple(_template(text, side, "strong") for side, texts in variations["plain"].items() for text in texts),
-        messages=tuple(template for pair in mirrored for template in pair),
+        messages=tuple(side for pair in shown for side in pair),
+        heldout_messages=tuple(side for pair in heldout for side in pair),
         claims=Claims(**claims),
         swaps=tuple(map(tuple, variations["swaps"])),
         neutral=tuple(_template(text, "neutral", "none") for text in personas["neutral"]),
@@ -47,11 +48,9 @@ def load(folder: Path = FOLDER) -> Corpus:
     )
     _unique("noun", [concept.noun for concept in corpus.concepts])
     _unique("fact", [f for c in corpus.concepts for facts in c.facts.values() for f in facts.values()])
-    shown = [
-        *corpus.neutral,
-        *(side for pairs in corpus.personas.values() for pair in pairs for side in pair),
-    ]
-    _unique("phrasing", [template.text for template in shown])
+    phrasings = [*corpus.neutral, *(side for pairs in corpus.personas.values() for pair in pairs for side in pair)]
+    _unique("phrasing", [template.text for template in phrasings])
+    _unique("message", [template.text for template in corpus.messages + corpus.heldout_messages])
     return corpus
 
 
