@@ -13,7 +13,7 @@ import argparse
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -223,8 +223,8 @@ def _asked(corpus: Corpus, templates: Sequence[Template], times: int) -> tuple[l
     generator = random.Random("apart")
     concepts = [concept for concept in corpus.concepts if concept.domain in TEST_DOMAINS]
     texts = [
-        corpus.prompt(concept, generator.choice(QUESTIONS), template, generator)
-        for template in (replace(template, text=choose(template.text, generator)) for template in templates)
+        choose(corpus.prompt(concept, generator.choice(QUESTIONS), template, generator), generator)
+        for template in templates
         for concept in generator.sample(concepts, times)
     ]
     return texts, [SIDES.index(template.side) for template in templates for _ in range(times)]

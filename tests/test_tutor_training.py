@@ -63,7 +63,7 @@ def brief(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Recorded(train.TutorTraining):
-    """Training that keeps the weights after each epoch and can be interrupted after one."""
+    """Training that keeps the weights after each epoch and can be interrupted as one begins."""
 
     def __init__(self, interrupted_at: int | None = None) -> None:
         tokenizer = LanguageModel("builtin:tutor").tokenizer
