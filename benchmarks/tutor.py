@@ -158,6 +158,11 @@ class Tutor:
         keeping = [layer for layer in steering if kept[layer] >= FACTS]
         return max(keeping, key=lambda layer: self.spans[layer]) if keeping else max(steering, key=kept.__getitem__)
 
+    @cached_property
+    def direction(self) -> NDArray[np.float32]:
+        """The direction at the best layer, of norm 1."""
+        return np.asarray(self.estimator.directions_[self.estimator.layers_.index(self.best)])
+
     def kept(self, layer: int) -> float:
         """Return the share of facts kept at the worse end of ±`ALPHA`."""
         return min(self.score(self.answer(self.neutral, layer, alpha))[2] for alpha in (-ALPHA, ALPHA))
@@ -207,7 +212,7 @@ def read(tutor: Tutor) -> Iterator[Row]:
     yield Row("probe accuracy on held-out domains, best layer", accuracies["test"].max(), 0.97)
     yield Row("  best layer - layer 0", accuracies["test"].max() - accuracies["test"][0], 0.1)
     yield Row("probe accuracy on held-out phrasings, best layer", accuracies["heldout"].max(), 0.93)
-    full = tutor.estimator.directions_[tutor.best]
+    full = tutor.direction
     train, draw, cosines = sets["train"], np.random.default_rng(0), []
     classes = [np.flatnonzero(np.asarray(train.target) == label) for label in np.unique(train.target)]
     for _ in range(8):
@@ -230,7 +235,7 @@ def _asked(corpus: Corpus, templates: Sequence[Template], times: int) -> tuple[l
     return texts, [SIDES.index(template.side) for template in templates for _ in range(times)]
 
 
-def _fit_few(tutor: Tutor, texts: list[str], labels: list[str]) -> NDArray[np.float32]:
+def _fit_few(tutor: Tutor, texts: Sequence[str | tuple[str, str]], labels: Sequence[str]) -> NDArray[np.float32]:
     few = SteeringEstimator(tutor.model, layer=tutor.best, layers=[tutor.best]).fit(texts, labels)
     return np.asarray(few.directions_[0])
 
@@ -239,6 +244,7 @@ def steered(tutor: Tutor) -> Iterator[Row]:
     """Measure whether the direction moves the register, and breaks the model only beyond."""
     best, spans = tutor.best, tutor.spans
     print("layer spans of the likelihood ratio over ±0.3:", *(f"{span:.2f}" for span in spans), f"; best {best}")
+    print(f"cosine of the best layer's direction to the persona's at an answer's end: {_lasting(tutor):.2f}")
     alphas = np.round(np.arange(-0.4, 0.41, 0.1), 1)
     ratios = [tutor.ratio(best, tutor.step(best, alpha)) for alpha in alphas]
     yield Row("likelihood ratio against alpha in ±0.4, Spearman", float(spearmanr(alphas, ratios)[0]), 0.98)
@@ -263,6 +269,17 @@ def steered(tutor: Tutor) -> Iterator[Row]:
     yield Row("  NLL rise, either end", max(surprise[ALPHA], surprise[-ALPHA]) - surprise[0.0], 0.2, at_least=False)
     broken = max(scores[2 * ALPHA][2], scores[-2 * ALPHA][2])
     yield Row(f"  collapse: facts kept at ±{2 * ALPHA}, either end", broken, 0.2, at_least=False)
+
+
+def _lasting(tutor: Tutor) -> float:
+    """Cosine of the direction, learned where an answer begins, to the same personas' where a neutral sentence ends.
+
+    Where the two are far apart, steering moves the first words of an answer and is noise to the others.
+    """
+    train, generator = load_expertise(subset="train"), random.Random("lasting")
+    concepts = [generator.choice(tutor.concepts) for _ in train.data]
+    said = [sentence("In short, ", concept.facts["neutral"]["what"]) for concept in concepts]
+    return float(_fit_few(tutor, list(zip(train.data, said, strict=True)), train.target) @ tutor.direction)
 
 
 def _surprise(tutor: Tutor, answers: Sequence[str]) -> float:
