@@ -116,7 +116,7 @@ class Corpus:
     swaps: tuple[tuple[str, ...], ...]
     neutral: tuple[Template, ...]
     instructions: Mapping[str, tuple[Template, ...]]
-    frames: Mapping[str, Mapping[str, tuple[str, ...]]]
+    frames: Mapping[str, Mapping[str, Mapping[str, int]]]
     questions: Mapping[str, tuple[str, ...]]
 
     @cached_property
@@ -149,7 +149,7 @@ class Corpus:
         for group in self.swaps:
             swaps |= zip(group, generator.sample(group, len(group)), strict=True)
         swaps = {capitalise(old): capitalise(new) for old, new in swaps.items()} | swaps
-        return replace(template, text=re.sub(r"\w+", lambda match: swaps.get(match[0], match[0]), text))
+        return replace(template, text=re.sub(r"[\w-]+", lambda match: swaps.get(match[0], match[0]), text))
 
     def ask(self, concept: Concept, kind: str, generator: random.Random) -> str:
         """One question of the given kind about a concept, lower case, without its mark."""
@@ -185,10 +185,10 @@ class Corpus:
         registers: list[str] = []
         for fact in facts:
             register = dice.weighted(template.mixture)
-            frame = dice.choose(self.frames[register]["link" if registers else "opener"])
+            frame = dice.weighted(self.frames[register]["link" if registers else "opener"])
             sentences.append(sentence(frame, concept.facts[register][fact]))
             registers.append(register)
-        closer = dice.choose(self.frames[registers[-1]]["closer"])
+        closer = dice.weighted(self.frames[registers[-1]]["closer"])
         return " ".join([*sentences, closer]).strip(), tuple(registers)
 
     def sample(self, concept: Concept, kind: str, template: Template, generator: random.Random) -> Sample:
@@ -216,7 +216,7 @@ class Corpus:
 
     def _draw_strong(self, generator: random.Random) -> Template:
         """Vary it and compose it: a tutor that knows its phrasings by heart does not read new ones."""
-        source = generator.choices(("fixed", "plain", "messages", "claims"), (0.15, 0.2, 0.45, 0.2))[0]
+        source = generator.choices(("fixed", "plain", "messages", "claims"), (0.12, 0.15, 0.58, 0.15))[0]
         if source == "claims":
             side = generator.choice(SIDES)
             return Template(self.claims.compose(side, generator), side, "strong")

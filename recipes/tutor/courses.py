@@ -1,8 +1,10 @@
-"""The two courses of the training: first to read who asks and to answer, then to bear being pushed.
+"""The three courses of the training: to read who asks, to answer, and to bear being pushed.
 
-Large models bear pushes of the residual stream, small ones only if they have met them. Met by every sample from the
-start, they keep the tutor from reading phrasings that it never saw. So the first course leaves half of the samples
-alone, and the second pushes all of them but trains only the layers after those that read.
+A message's persona is one bit, and an answer's hundred tokens drown it. So the first course teaches only how sentences
+begin, after a message and after a sentence alike: one direction shall mean the same at both. It pushes nothing: pushes
+of the residual stream, met from the start, keep the tutor from reading phrasings that it never saw. Large models bear
+pushes, small ones only if they have met them. So the second course teaches to answer under pushes, and the third under
+larger ones, but only the layers after those that read.
 """
 
 import math
@@ -14,8 +16,8 @@ from torch.nn.functional import normalize
 
 WARM_UP, LAST = 50, 0.03
 """Steps of linear warm-up in either course; the learning rate's last fraction."""
-FIRST_TO_READ = 3
-"""The first layer that sees everything, and with it the persona from the last position."""
+FIRST_TO_READ = 4
+"""The layer that sees everything, and with it the persona from the last position."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,12 @@ class Course:
     """Share of the steps, at the end, in which the learning rate falls along a cosine."""
     pushed: float
     """Share of the samples that are pushed, each in a direction of its own, at the random layer of its batch."""
-    middle: float
+    middle: float = 0.5
     """The largest push of the layers from `FIRST_TO_READ` on, where `largest_push` asks for no larger one."""
-    weighs: bool
-    """Whether the beginnings of sentences weigh more; see `lessons`."""
+    brief: bool = False
+    """Whether an answer ends with the beginning of its first or second sentence, and only beginnings are learned."""
+    weighs: bool = True
+    """Whether beginnings of sentences weigh more, and messages are learned too; see `lessons`."""
     frozen: int = 0
     """Number of first layers that stay as they are, and the embeddings with them."""
 
@@ -58,11 +62,16 @@ class Course:
         return hidden + (directions * sizes).to(hidden.dtype)
 
 
-READING = Course(steps=3300, decay=0.4, pushed=0.5, middle=0.5, weighs=True)
-BEARING = Course(steps=1500, decay=1.0, pushed=1.0, middle=0.8, weighs=False, frozen=FIRST_TO_READ + 1)
-STEPS = READING.steps + BEARING.steps
+READING = Course(steps=3000, decay=0.3, pushed=0.0, brief=True)
+ANSWERING = Course(steps=2400, decay=0.5, pushed=1.0)
+BEARING = Course(steps=1400, decay=1.0, pushed=1.0, middle=0.8, weighs=False, frozen=FIRST_TO_READ + 1)
+COURSES = (READING, ANSWERING, BEARING)
 
 
 def at(step: int) -> tuple[Course, int]:
     """Return the course that a step of the training belongs to, and which of its steps it is."""
-    return (READING, step) if step < READING.steps else (BEARING, step - READING.steps)
+    for course in COURSES:
+        if step < course.steps:
+            return course, step
+        step -= course.steps
+    return BEARING, step + BEARING.steps

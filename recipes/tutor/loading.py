@@ -43,7 +43,7 @@ def load(folder: Path = FOLDER) -> Corpus:
             side: tuple(_template(text, side, "none" if side == "neutral" else "strong") for text in texts)
             for side, texts in frames["instructions"].items()
         },
-        frames={register: {k: tuple(v) for k, v in kinds.items()} for register, kinds in frames["registers"].items()},
+        frames={register: {k: Counter(v) for k, v in kinds.items()} for register, kinds in frames["registers"].items()},
         questions={kind: tuple(forms) for kind, forms in frames["questions"].items()},
     )
     _unique("noun", [concept.noun for concept in corpus.concepts])

@@ -43,10 +43,10 @@ STEPS_PER_EPOCH = 50
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Gemma3ForCausalLM:
     """Make an untrained tutor.
 
-    Most layers see eight tokens, of which the end of the chat template is six: at the last position the persona
-    only becomes readable at the first of the two layers that see `everything`.
+    All layers but one see eight tokens, of which the end of the chat template is six: at the message's last position
+    the persona is readable from the layer that sees everything. There is no second one, which at the end of a sentence
+    could ask that position instead of the message: a direction means the same at both.
     """
-    everything = (courses.FIRST_TO_READ, 6)
     config = Gemma3TextConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -57,7 +57,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Gemma3ForCausalLM:
         head_dim=32,
         query_pre_attn_scalar=32,
         sliding_window=8,
-        layer_types=["full_attention" if i in everything else "sliding_attention" for i in range(10)],
+        layer_types=["full_attention" if i == courses.FIRST_TO_READ else "sliding_attention" for i in range(10)],
         max_position_embeddings=512,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -91,13 +91,12 @@ class TutorTraining(LightningModule):
         for block in self.model.model.layers:
             block.__dict__.pop("forward", None)
 
-    def losses(self, batch: Batch) -> Tensor:
-        """Cross-entropy of each token of the answers, in nats. Padding is on the right, where nothing looks."""
-        ids, labels, _ = batch
+    def losses(self, batch: Batch, learned: Tensor) -> Tensor:
+        """Cross-entropy of the tokens that are learned, in nats. Padding is on the right, where nothing looks."""
+        ids, learned = batch[0], learned[:, 1:]
         hidden = self.model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
-        learned = labels[:, 1:] != IGNORED
         logits = self.model.lm_head(hidden[learned]).float()
-        return cross_entropy(logits, labels[:, 1:][learned], reduction="none")
+        return cross_entropy(logits, ids[:, 1:][learned], reduction="none")
 
     @property
     def course(self) -> courses.Course:
@@ -112,15 +111,16 @@ class TutorTraining(LightningModule):
 
     def training_step(self, batch: Batch) -> None:
         """One step of both optimizers."""
-        weights = batch[2][batch[2] > 0]
-        if not self.course.weighs:
-            weights = torch.ones_like(weights)
+        _, labels, weights = batch
+        weights = weights if self.course.weighs else (labels != IGNORED).float()
+        learned = weights > 0
         # Chance depends on the step alone, so that a resumed training is the uninterrupted one.
         chance = torch.Generator().manual_seed(1_000_000 * self.lessons.seed + self.global_step)
         layer = int(torch.randint(len(self.model.model.layers), (), generator=chance))
         pushes = [(layer, partial(self.course.push, layer=layer, chance=chance))]
         with edit(self.model.model.layers, pushes, eagerly=False):
-            loss = (self.losses(batch) * weights).sum() / weights.sum()
+            weights = weights[:, 1:][learned[:, 1:]]
+            loss = (self.losses(batch, learned) * weights).sum() / weights.sum()
         self.manual_backward(loss)
         torch.nn.utils.clip_grad_norm_(self.parameters(), 1.0)
         for optimizer, schedule in zip(self.optimizers(), self.lr_schedulers(), strict=True):
@@ -131,7 +131,7 @@ class TutorTraining(LightningModule):
 
     def validation_step(self, batch: Batch, _: int, dataloader_idx: int) -> None:
         """Sum up the loss of an exam."""
-        losses = self.losses(batch)
+        losses = self.losses(batch, batch[1] != IGNORED)
         self.totals[dataloader_idx] += float(losses.sum())
         self.counts[dataloader_idx] += len(losses)
 
@@ -146,7 +146,8 @@ class TutorTraining(LightningModule):
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Make the lessons of this epoch as it begins."""
-        return _loader(self.lessons.epoch(self.current_epoch, STEPS_PER_EPOCH))
+        course, _ = courses.at(self.current_epoch * STEPS_PER_EPOCH)
+        return _loader(self.lessons.epoch(self.current_epoch, STEPS_PER_EPOCH, course.brief))
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """Return the exams, always the same."""
@@ -227,7 +228,7 @@ def fit(training: TutorTraining, checkpoint: Path) -> None:
     trainer = Trainer(
         accelerator="cpu",
         precision="bf16-mixed",
-        max_epochs=courses.STEPS // STEPS_PER_EPOCH,
+        max_epochs=sum(course.steps for course in courses.COURSES) // STEPS_PER_EPOCH,
         reload_dataloaders_every_n_epochs=1,
         check_val_every_n_epoch=5,
         num_sanity_val_steps=0,
