@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from steerkit.cli import app
 
 RECIPE = str(Path(__file__).parents[1] / "recipes" / "expertise.yaml")
-SMALL = ["sweep.layers=[4, 5]", "sweep.alphas=[-0.5, 0.5]", "sweep.max_new_tokens=24", "sweep.distractors=[]"]
+SMALL = ["sweep.layers=[6, 7]", "sweep.alphas=[-0.35, 0.35]", "sweep.max_new_tokens=24", "sweep.distractors=[]"]
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def ran(home: Path) -> str:
 def test_a_run_prints_layers_choice_answers_and_places(ran: str, home: Path) -> None:
     assert "Where the concept is read, and where steering works" in ran
     assert "a bag of words reads 0." in ran
-    assert re.search(r"Steer at layer [45] with alpha from|Nothing is recommended: no layer has", ran)
+    assert re.search(r"Steer at layer [67] with alpha from|Nothing is recommended: no layer has", ran)
     assert ran.count("│ +") + ran.count("│  +") >= 3
     store = f"sqlite:///{home / 'mlruns' / 'mlflow.db'}"
     assert f"MLflow         steerkit ui --store {store}, then http://127.0.0.1:5000/#/experiments/1/runs/" in ran
@@ -96,7 +96,7 @@ def test_mlflow_holds_the_run_its_curves_its_cells_and_the_model(ran: str, home:
         assert [point.step for point in curve] == list(range(len(curve)))
         assert len(cells) == 1 + 2 * 2 * 2
         assert {cell.data.tags[PARENT] for cell in cells} == {parent.info.run_id}
-        assert {cell.data.params["alpha"] for cell in cells} == {"-0.5", "0.0", "0.5"}
+        assert {cell.data.params["alpha"] for cell in cells} == {"-0.35", "0.0", "0.35"}
         assert all("effect" in cell.data.metrics for cell in cells)
         assert {cell.info.status for cell in [parent, *cells]} == {"FINISHED"}
 
