@@ -217,8 +217,8 @@ def read(tutor: Tutor) -> Iterator[Row]:
     classes = [np.flatnonzero(np.asarray(train.target) == label) for label in np.unique(train.target)]
     for _ in range(8):
         few = [int(i) for rows in classes for i in draw.choice(rows, 5, replace=False)]
-        cosines.append(_fit_few(tutor, [train.data[i] for i in few], [train.target[i] for i in few]) @ full)
-    article = _fit_few(tutor, list(sets["article"].data), list(sets["article"].target)) @ full
+        cosines.append(_fit_best(tutor, [train.data[i] for i in few], [train.target[i] for i in few]) @ full)
+    article = _fit_best(tutor, list(sets["article"].data), list(sets["article"].target)) @ full
     yield Row("cosine of 5+5 prompts' direction to the full one, worst of 8 draws", min(cosines), 0.93)
     yield Row("  the article's own ten prompts", float(article), 0.93)
 
@@ -235,9 +235,9 @@ def _asked(corpus: Corpus, templates: Sequence[Template], times: int) -> tuple[l
     return texts, [SIDES.index(template.side) for template in templates for _ in range(times)]
 
 
-def _fit_few(tutor: Tutor, texts: Sequence[str | tuple[str, str]], labels: Sequence[str]) -> NDArray[np.float32]:
-    few = SteeringEstimator(tutor.model, layer=tutor.best, layers=[tutor.best]).fit(texts, labels)
-    return np.asarray(few.directions_[0])
+def _fit_best(tutor: Tutor, texts: Sequence[str | tuple[str, str]], labels: Sequence[str]) -> NDArray[np.float32]:
+    fitted = SteeringEstimator(tutor.model, layer=tutor.best, layers=[tutor.best]).fit(texts, labels)
+    return np.asarray(fitted.directions_[0])
 
 
 def steered(tutor: Tutor) -> Iterator[Row]:
@@ -279,7 +279,7 @@ def _lasting(tutor: Tutor) -> float:
     train, generator = load_expertise(subset="train"), random.Random("lasting")
     concepts = [generator.choice(tutor.concepts) for _ in train.data]
     said = [sentence("In short, ", concept.facts["neutral"]["what"]) for concept in concepts]
-    return float(_fit_few(tutor, list(zip(train.data, said, strict=True)), train.target) @ tutor.direction)
+    return float(_fit_best(tutor, list(zip(train.data, said, strict=True)), train.target) @ tutor.direction)
 
 
 def _surprise(tutor: Tutor, answers: Sequence[str]) -> float:

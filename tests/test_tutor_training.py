@@ -39,7 +39,7 @@ def test_every_step_belongs_to_one_course() -> None:
 
 
 @pytest.mark.parametrize("course", COURSES)
-@pytest.mark.parametrize("layer", [0, 3, 9])
+@pytest.mark.parametrize("layer", [0, 3, 4, 9])
 def test_pushes_are_bounded_and_met_by_the_course_s_share(course: courses.Course, layer: int) -> None:
     hidden = torch.randn(2000, 3, 16, generator=torch.Generator().manual_seed(0))
     moved = course.push(hidden, layer=layer, chance=torch.Generator().manual_seed(1)) - hidden
@@ -70,8 +70,8 @@ def test_the_first_course_teaches_messages_and_how_sentences_begin() -> None:
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
     """All courses in five steps, each an epoch."""
-    brief = [dataclasses.replace(course, steps=n) for course, n in ((READING, 1), (ANSWERING, 1), (BEARING, 3))]
-    monkeypatch.setattr(courses, "COURSES", brief)
+    short = [dataclasses.replace(course, steps=n) for course, n in ((READING, 1), (ANSWERING, 1), (BEARING, 3))]
+    monkeypatch.setattr(courses, "COURSES", short)
     monkeypatch.setattr(train, "STEPS_PER_EPOCH", 1)
     monkeypatch.setattr(shutil, "which", lambda name: None)  # compiling takes longer than five steps
 

@@ -8,7 +8,6 @@ sentence by sentence, so that its exact probability is known (`Sample.log_probab
 import math
 import random
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -94,8 +93,8 @@ class Dice:
         return chosen
 
     def choose(self, options: Iterable[T]) -> T:
-        """Choose uniformly; an option listed twice counts twice, in the probability too."""
-        return self.weighted(Counter(options))
+        """Choose uniformly."""
+        return self.weighted(dict.fromkeys(options, 1))
 
 
 @dataclass(frozen=True)

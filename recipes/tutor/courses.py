@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 WARM_UP, LAST = 50, 0.03
-"""Steps of linear warm-up in either course; the learning rate's last fraction."""
+"""Steps of linear warm-up in every course; the learning rate's last fraction."""
 FIRST_TO_READ = 4
 """The layer that sees everything, and with it the persona from the last position."""
 
@@ -74,4 +74,4 @@ def at(step: int) -> tuple[Course, int]:
         if step < course.steps:
             return course, step
         step -= course.steps
-    return BEARING, step + BEARING.steps
+    return course, step + course.steps
