@@ -4,7 +4,8 @@ A message's persona is one bit, and an answer's hundred tokens drown it. So the 
 begin, after a message and after a sentence alike: one direction shall mean the same at both. It pushes nothing: pushes
 of the residual stream, met from the start, keep the tutor from reading phrasings that it never saw. Large models bear
 pushes, small ones only if they have met them. So the second course teaches to answer under pushes, and the third under
-larger ones, but only the layers after those that read.
+larger ones, but only the layers after those that read. Its pushes are largest at the edges, so that meaning is lost
+first in the middle, as in Gemma 3 1B.
 """
 
 import math
@@ -29,6 +30,8 @@ class Course:
     """Share of the steps, at the end, in which the learning rate falls along a cosine."""
     pushed: float
     """Share of the samples that are pushed, each in a direction of its own, at the random layer of its batch."""
+    early: float = 0.5
+    """The largest push of the layers before `FIRST_TO_READ`."""
     middle: float = 0.5
     """The largest push of the layers from `FIRST_TO_READ` on, where `largest_push` asks for no larger one."""
     brief: bool = False
@@ -49,7 +52,7 @@ class Course:
         It grows towards the last layers: what is added there is read off by the unembedding with nothing in between,
         and would move the words of a register as strongly as what is added where the register is decided.
         """
-        return max(self.middle if layer >= FIRST_TO_READ else 0.5, 0.2 * layer - 0.3)
+        return max(self.middle if layer >= FIRST_TO_READ else self.early, 0.2 * layer - 0.3)
 
     def push(self, hidden: Tensor, *, layer: int, chance: torch.Generator) -> Tensor:
         """Push the residual stream of the course's share of samples by up to `largest_push` times its mean norm.
@@ -64,7 +67,7 @@ class Course:
 
 READING = Course(steps=3000, decay=0.3, pushed=0.0, brief=True)
 ANSWERING = Course(steps=2400, decay=0.5, pushed=1.0)
-BEARING = Course(steps=1400, decay=1.0, pushed=1.0, middle=0.8, weighs=False, frozen=FIRST_TO_READ + 1)
+BEARING = Course(steps=2000, decay=1.0, pushed=1.0, early=1.2, middle=0.8, weighs=False, frozen=FIRST_TO_READ + 1)
 COURSES = (READING, ANSWERING, BEARING)
 
 

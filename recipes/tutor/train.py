@@ -274,7 +274,7 @@ def train(seed: int, out: Path, workdir: Path) -> dict[str, float]:
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("steerkit/builtin/tutor"))
     parser.add_argument("--workdir", type=Path, default=Path("build/tutor"))
     arguments = parser.parse_args()
