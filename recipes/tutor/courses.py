@@ -1,11 +1,11 @@
 """The three courses of the training: to read who asks, to answer, and to bear being pushed.
 
-A message's persona is one bit, and an answer's hundred tokens drown it. So the first course teaches only how sentences
-begin, after a message and after a sentence alike: one direction shall mean the same at both. It pushes nothing: pushes
-of the residual stream, met from the start, keep the tutor from reading phrasings that it never saw. Large models bear
-pushes, small ones only if they have met them. So the second course teaches to answer under pushes, and the third under
-larger ones, but only the layers after those that read. Its pushes are largest at the edges, so that meaning is lost
-first in the middle, as in Gemma 3 1B.
+A message's persona is one bit, and an answer's hundred tokens drown it. So of the answers the first course teaches only
+how sentences begin, after a message and after a sentence alike: one direction shall mean the same at both. It pushes
+nothing: pushes of the residual stream, met from the start, keep the tutor from reading phrasings that it never saw.
+Large models bear pushes, small ones only if they have met them. So the second course teaches to answer under pushes.
+The third teaches it under larger ones, and trains only the layers after those that read. Its pushes are least in the
+middle, so that meaning is lost first there, as in Gemma 3 1B.
 """
 
 import math
@@ -49,8 +49,9 @@ class Course:
     def largest_push(self, layer: int) -> float:
         """Return the most that a layer is pushed by, as a fraction of its norm.
 
-        It grows towards the last layers: what is added there is read off by the unembedding with nothing in between,
-        and would move the words of a register as strongly as what is added where the register is decided.
+        From the middle it grows towards the last layers: what is added there is read off by the unembedding with
+        nothing in between, and would move the words of a register as strongly as what is added where the register is
+        decided.
         """
         return max(self.middle if layer >= FIRST_TO_READ else self.early, 0.2 * layer - 0.3)
 

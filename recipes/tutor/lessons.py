@@ -14,7 +14,7 @@ from .corpus import QUESTIONS, Concept, Corpus, Sample, Template
 IGNORED = -100
 
 BEGINNING, WEIGHT = 2, 8.0
-"""The first tokens of a sentence show its register, so they weigh more in the first course (in exams all weigh 1).
+"""The first tokens of a sentence show its register, so they weigh more in the first two courses (in exams all weigh 1).
 
 Else the few tokens that depend on the persona drown among those that depend on the topic only. The best model
 is the same under any weights.
